@@ -1,0 +1,1 @@
+//! What the guest starts from: bzImage, ELF, PVH, initrd, command line

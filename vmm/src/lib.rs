@@ -1,0 +1,1 @@
+//! The machine: KVM, memory, vCPU threads, event loop, assembly from a configuration, lifecycle
