@@ -1,0 +1,1 @@
+//! What stands behind a device: disk images, taps, the host's entropy and console.

@@ -1,0 +1,232 @@
+//! Virtio devices (virtio 1.2): one device model each, carried by any transport.
+//!
+//! ```text
+//!  guest driver ──registers──► transport (mmio, pci) ──activate──► device
+//!        │                                                       ▲    │
+//!        └── doorbell ─► ioeventfd ─► Worker on an event loop ───┘    └─ Interrupt ─► irqfd ─► guest
+//! ```
+//!
+//! The lifecycle, in the order in which it happens:
+//!
+//! 1. **built**: the device knows its features, queues and configuration space.
+//! 2. **activated** by the transport when the driver sets `DRIVER_OK`, on a
+//!    vCPU thread: the device is handed its [`Activation`] and must not block.
+//! 3. **running**: [`VirtioDevice::queue_event`] on a doorbell and
+//!    [`VirtioDevice::source_event`] when one of its own file descriptors is
+//!    ready, on the thread of its event loop. An error from either means that
+//!    the guest broke the protocol: the worker marks `DEVICE_NEEDS_RESET`.
+//! 4. **reset** by the driver, on a vCPU thread: all queues are dropped,
+//!    nothing touches guest memory afterwards; the device can be activated anew.
+//!
+//! [`VirtioDevice::save`] and [`VirtioDevice::restore`] are called only while
+//! no vCPU runs and no event is being handled.
+
+pub mod block;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+pub mod worker;
+
+use crate::irq::IrqLine;
+use crate::state::{Saved, StateError};
+use queue::{QueueError, Vq};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Guest memory as devices see it.
+pub type Ram = vm_memory::GuestMemoryMmap<()>;
+
+/// `VIRTIO_F_VERSION_1`: every device here is a modern one.
+pub const VIRTIO_F_VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_RING_F_INDIRECT_DESC`.
+pub const VIRTIO_RING_F_INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_RING_F_EVENT_IDX`.
+pub const VIRTIO_RING_F_EVENT_IDX: u64 = 1 << 29;
+/// What every device offers beside its own features.
+pub const COMMON_FEATURES: u64 =
+    VIRTIO_F_VERSION_1 | VIRTIO_RING_F_INDIRECT_DESC | VIRTIO_RING_F_EVENT_IDX;
+
+/// Device IDs (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceId {
+    /// Network card, 5.1.
+    Net = 1,
+    /// Block device, 5.2.
+    Block = 2,
+    /// Entropy device, 5.4.
+    Rng = 4,
+}
+
+/// Interrupt cause: a queue has used buffers (`InterruptStatus` bit 0).
+pub const INT_VRING: u32 = 1;
+/// Interrupt cause: the configuration or the device status changed (bit 1).
+pub const INT_CONFIG: u32 = 2;
+
+/// How a device interrupts its driver, whatever the transport.
+///
+/// The status word is split in two so that the driver's acknowledgement may
+/// arrive late (coalesced MMIO) without swallowing a newer interrupt: causes
+/// are `pending` until the driver has read them, and only what it has read can
+/// be acknowledged.
+#[derive(Debug)]
+pub struct Interrupt {
+    line: IrqLine,
+    pending: AtomicU32,
+    reported: AtomicU32,
+    needs_reset: std::sync::atomic::AtomicBool,
+}
+
+impl Interrupt {
+    /// An interrupt that raises `line`.
+    pub fn new(line: IrqLine) -> Self {
+        Self {
+            line,
+            pending: AtomicU32::new(0),
+            reported: AtomicU32::new(0),
+            needs_reset: false.into(),
+        }
+    }
+
+    /// The line, for the machine to tie to a GSI.
+    pub fn line(&self) -> &IrqLine {
+        &self.line
+    }
+
+    /// Used buffers are in a queue.
+    pub fn queue(&self) {
+        self.raise(INT_VRING);
+    }
+
+    /// The configuration space changed.
+    pub fn config(&self) {
+        self.raise(INT_CONFIG);
+    }
+
+    /// The driver broke the protocol; `DEVICE_NEEDS_RESET` shows in its status
+    /// until it resets the device.
+    pub fn mark_needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.raise(INT_CONFIG);
+    }
+
+    /// Whether the device waits to be reset.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    fn raise(&self, cause: u32) {
+        self.pending.fetch_or(cause, Ordering::SeqCst);
+        self.line.raise();
+    }
+
+    /// `InterruptStatus`: the causes not yet acknowledged.
+    pub fn status(&self) -> u32 {
+        let new = self.pending.swap(0, Ordering::SeqCst);
+        self.reported.fetch_or(new, Ordering::SeqCst) | new
+    }
+
+    /// `InterruptACK`: the driver has handled these causes.
+    pub fn acknowledge(&self, causes: u32) {
+        self.reported.fetch_and(!causes, Ordering::SeqCst);
+    }
+
+    /// Back to the state after power-on.
+    pub fn reset(&self) {
+        self.pending.store(0, Ordering::SeqCst);
+        self.reported.store(0, Ordering::SeqCst);
+        self.needs_reset.store(false, Ordering::SeqCst);
+    }
+
+    /// Causes and `needs_reset`, for the transport's saved state.
+    pub fn save(&self) -> (u32, bool) {
+        let causes = self.pending.load(Ordering::SeqCst) | self.reported.load(Ordering::SeqCst);
+        (causes, self.needs_reset())
+    }
+
+    /// Takes over a saved state and raises the line if a cause is pending, so
+    /// that no interrupt is lost between save and restore.
+    pub fn restore(&self, (causes, needs_reset): (u32, bool)) {
+        self.reset();
+        self.needs_reset.store(needs_reset, Ordering::SeqCst);
+        if causes != 0 {
+            self.raise(causes);
+        }
+    }
+}
+
+/// What a device is handed when its driver is ready.
+pub struct Activation {
+    /// Guest memory.
+    pub mem: Ram,
+    /// The queues that the driver has enabled, by index; `None` where it left
+    /// one disabled.
+    pub queues: Vec<Option<Vq>>,
+    /// The negotiated features.
+    pub features: u64,
+    /// The way to interrupt the driver.
+    pub interrupt: Arc<Interrupt>,
+}
+
+/// Why a device could not do what the driver asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver's ring makes no sense.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// A queue that the device can't work without is disabled.
+    #[error("queue {0} is not enabled")]
+    MissingQueue(usize),
+    /// A request is malformed beyond what a status byte can answer.
+    #[error("malformed request: {0}")]
+    Request(&'static str),
+    /// The host refused something that the device can't work without.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device, without its transport. See the module for the lifecycle.
+pub trait VirtioDevice: Send {
+    /// Which device it is.
+    fn id(&self) -> DeviceId;
+    /// The largest size of each queue, a power of two each.
+    fn queue_max_sizes(&self) -> &[u16];
+    /// Every feature that it offers.
+    fn features(&self) -> u64;
+    /// Reads the configuration space; bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the configuration space; most devices have nothing writable.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The driver is ready. On error the transport sets `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// The driver resets the device: back to the state after power-on.
+    /// Must be fine to call at any time, activated or not.
+    fn reset(&mut self);
+    /// The queues, while activated, for the transport's saved state.
+    fn queues(&self) -> Option<&[Option<Vq>]>;
+    /// A doorbell rang. Called for doorbells of inactive devices, too.
+    fn queue_event(&mut self, queue: usize) -> Result<(), DeviceError>;
+    /// The device's own readable file descriptors, fixed for its lifetime,
+    /// watched edge-triggered. The position in the list is what
+    /// [`VirtioDevice::source_event`] is told.
+    fn sources(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+    /// A source became readable. Called for inactive devices, too: a device
+    /// has to look again when it is activated.
+    fn source_event(&mut self, _source: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    /// The device's own state, without its queues (the transport saves those).
+    fn save(&self) -> Result<Saved, StateError>;
+    /// Takes over a saved state; the transport activates it again afterwards
+    /// if it was activated.
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError>;
+}
