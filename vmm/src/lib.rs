@@ -1,1 +1,8 @@
-//! The machine: KVM, memory, vCPU threads, event loop, assembly from a configuration, lifecycle
+//! The machine: a configuration goes in, an [`exit::Exit`] comes out.
+//!
+//! ```text
+//!  Config ──validate──► Machine (KVM, memory, vCPUs, devices) ──run──► Exit
+//! ```
+
+pub mod config;
+pub mod exit;
