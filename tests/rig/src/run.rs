@@ -1,0 +1,135 @@
+//! The interface: a command, some options, a run.
+
+use crate::cache::Scratch;
+use crate::job::{Job, Line, Root};
+use crate::place::Emulation;
+use crate::session::{self, Terms};
+use crate::{svm, terminal};
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a rig is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Processor to emulate.
+    pub emulation: Emulation,
+    /// Make a nanosecond of the rig's clock one instruction, and every run
+    /// alike. One processor, and only packed files (see `files`).
+    pub count: bool,
+    /// Nested paging; without, KVM keeps shadow page tables.
+    pub nested_paging: bool,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Longest time from start to end.
+    pub limit: Option<Duration>,
+    /// Forward standard input (otherwise the command gets `/dev/null`).
+    pub stdin: bool,
+    /// Give the command a terminal: the caller's, end to end.
+    pub terminal: bool,
+    /// Files and directories to pack where the host's are out of reach
+    /// (`count`, VT-x), besides those the command line names.
+    pub files: Vec<PathBuf>,
+    /// Variables to set, besides the caller's environment.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            emulation: Emulation::Svm,
+            count: false,
+            nested_paging: true,
+            cpus: 2,
+            memory_mib: 3072,
+            limit: Some(Duration::from_secs(900)),
+            stdin: false,
+            terminal: false,
+            files: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// What a command in the rig said, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Exit status as a shell would say it.
+    pub status: u8,
+    /// Everything on standard output.
+    pub stdout: Vec<u8>,
+    /// Everything on standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Options {
+    /// Runs a command on the caller's own output streams; returns its status.
+    pub fn run(&self, command: &[OsString]) -> Result<u8> {
+        self.run_on(command, &mut io::stdout(), &mut io::stderr())
+    }
+
+    /// Runs a command and collects what it says.
+    pub fn output(&self, command: &[OsString]) -> Result<Output> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let status = self.run_on(command, &mut stdout, &mut stderr)?;
+        Ok(Output { status, stdout, stderr })
+    }
+
+    fn run_on(
+        &self,
+        command: &[OsString],
+        stdout: &mut dyn Write,
+        stderr: &mut dyn Write,
+    ) -> Result<u8> {
+        if command.is_empty() {
+            bail!("no command to run in the rig");
+        }
+        if (self.count || self.emulation == Emulation::Vtx) && (self.stdin || self.terminal) {
+            bail!("a counting or VT-x rig takes no input: neither --stdin nor --tty");
+        }
+        let scratch = Scratch::new()?;
+        let job = self.job(command)?;
+        let (command, feed) = match self.emulation {
+            Emulation::Svm => svm::prepare(self, job, &scratch)?,
+            Emulation::Vtx => bail!("the VT-x rig is not there yet"),
+        };
+        let terms = Terms {
+            stdout,
+            stderr,
+            stdin: self.stdin || self.terminal,
+            terminal: self.terminal,
+            limit: self.limit,
+            console: &scratch.path().join("console"),
+        };
+        session::run(command, feed, terms)
+    }
+
+    fn job(&self, command: &[OsString]) -> Result<Job> {
+        let named: Vec<_> = std::env::vars_os().chain(self.environment.iter().cloned()).collect();
+        let environment = named
+            .into_iter()
+            .map(|(mut name, value)| {
+                name.push("=");
+                name.push(value);
+                name
+            })
+            .collect();
+        Ok(Job {
+            command: command.to_vec(),
+            environment,
+            directory: std::env::current_dir()
+                .context("finding the working directory")?
+                .into_os_string(),
+            root: Root::Host,
+            line: Line::Port,
+            terminal: self.terminal.then(terminal::window),
+            stdin: self.stdin,
+            early_modules: Vec::new(),
+            modules: Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! `cargo xtask rig`: one command in an emulated host.
+
+use anyhow::Result;
+use clap::Args;
+use rig::{Emulation, Options, Place};
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// Arguments of the command.
+#[derive(Args)]
+pub struct RigArguments {
+    /// Emulate Intel's VT-x (Bochs) instead of AMD's SVM (QEMU)
+    #[arg(long)]
+    vtx: bool,
+    /// Count: one nanosecond of the rig's clock is one instruction
+    #[arg(long, conflicts_with = "vtx")]
+    count: bool,
+    /// Nested paging; 0 makes KVM keep shadow page tables
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    npt: u8,
+    /// Processors
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Memory in MiB, or with a suffix M or G
+    #[arg(long, default_value = "3G", value_parser = parse_memory)]
+    memory: u32,
+    /// Seconds after which everything is killed (exit status 124)
+    #[arg(long)]
+    timeout: Option<u64>,
+    /// Forward standard input
+    #[arg(long)]
+    stdin: bool,
+    /// Give the command the caller's terminal
+    #[arg(long)]
+    tty: bool,
+    /// Pack this file or directory as well (--count, --vtx); may be repeated
+    #[arg(long)]
+    file: Vec<PathBuf>,
+    /// Use the rig even where this host's own KVM could do it
+    #[arg(long)]
+    always: bool,
+    /// The command
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+impl RigArguments {
+    /// Runs it; returns the exit status.
+    pub fn run(self) -> Result<u8> {
+        let emulated = self.vtx || self.count || self.npt == 0 || self.always;
+        let mut emulation = if self.vtx { Emulation::Vtx } else { Emulation::Svm };
+        if !emulated {
+            match rig::place()? {
+                Place::Direct => return run_here(&self.command),
+                Place::Rig(chosen) => emulation = chosen,
+            }
+        }
+        let standard = Options::default();
+        let options = Options {
+            emulation,
+            count: self.count,
+            nested_paging: self.npt != 0,
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            limit: match self.timeout {
+                Some(seconds) => Some(Duration::from_secs(seconds)),
+                None if self.tty => None,
+                None => standard.limit,
+            },
+            stdin: self.stdin,
+            terminal: self.tty,
+            files: self.file,
+            ..standard
+        };
+        options.run(&self.command)
+    }
+}
+
+/// Runs a command without any rig.
+pub fn run_here(command: &[OsString]) -> Result<u8> {
+    let (program, arguments) = command.split_first().unzip();
+    let program = program.cloned().unwrap_or_default();
+    let status = Command::new(program).args(arguments.unwrap_or_default()).status()?;
+    Ok(match (status.code(), status.signal()) {
+        (Some(code), _) => code as u8,
+        (None, Some(signal)) => (128 + signal) as u8,
+        (None, None) => 1,
+    })
+}
+
+fn parse_memory(text: &str) -> Result<u32, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 1024),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1),
+        _ => (text, 1),
+    };
+    digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor))
+        .filter(|&mib| mib >= 256)
+        .ok_or_else(|| "expected MiB, or a number with M or G, at least 256 MiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes() {
+        assert_eq!(parse_memory("3G"), Ok(3072));
+        assert_eq!(parse_memory("512M"), Ok(512));
+        assert_eq!(parse_memory("1024"), Ok(1024));
+        assert!(parse_memory("G").is_err());
+        assert!(parse_memory("99999999G").is_err());
+        assert!(parse_memory("").is_err());
+    }
+}
