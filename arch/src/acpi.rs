@@ -1,0 +1,252 @@
+//! ACPI tables (ACPI 6.5): a hardware-reduced machine.
+//!
+//! ```text
+//!  RSDP ─► XSDT ─► FADT ─► DSDT   COM1, virtio-mmio devices, pvpanic, \_S5
+//!              └─► MADT           local APICs, IOAPIC
+//! ```
+//!
+//! Hardware-reduced means that there is no PIC, PIT, RTC or PM timer for an
+//! operating system to look for; sleep and reset are two byte-wide ports. Stock
+//! distribution kernels find their virtio devices here, as `LNRO0005`.
+
+use crate::layout;
+use acpi_tables::{
+    Aml,
+    aml::{
+        Device, EISAName, IO, Interrupt, Memory32Fixed, Name, PackageBuilder, Path,
+        ResourceTemplate, Scope,
+    },
+    fadt::{FADTBuilder, Flags},
+    gas::{AccessSize, AddressSpace, GAS},
+    madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic},
+    rsdp::Rsdp,
+    sdt::Sdt,
+    xsdt::XSDT,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+const OEM: [u8; 6] = *b"MICROV";
+const OEM_TABLE: [u8; 8] = *b"MICROVM ";
+const OEM_REVISION: u32 = 1;
+
+/// A virtio-mmio device, for the DSDT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtioMmio {
+    /// Its registers.
+    pub base: u64,
+    /// Their size in bytes.
+    pub size: u64,
+    /// Its edge-triggered interrupt.
+    pub gsi: u32,
+}
+
+/// The machine as the tables describe it.
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    /// vCPUs; APIC IDs count from 0.
+    pub cpus: u32,
+    /// virtio-mmio devices in the order of their numbers.
+    pub virtio: Vec<VirtioMmio>,
+    /// Whether COM1 exists.
+    pub serial: bool,
+    /// Byte port for sleep control (`SLEEP_CONTROL_REG`); status is the next one.
+    pub sleep_port: u16,
+    /// Byte port of the reset register; any write resets.
+    pub reset_port: u16,
+    /// Port of the pvpanic device, if any.
+    pub pvpanic_port: Option<u16>,
+}
+
+/// Why the tables could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// They don't fit in [`layout::ACPI_SIZE`].
+    #[error("ACPI tables of {0} bytes don't fit")]
+    TooLarge(usize),
+    /// The guest has no memory there.
+    #[error("ACPI tables: {0}")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// Writes all tables; returns the address of the RSDP.
+pub fn write(mem: &GuestMemoryMmap<()>, machine: &Machine) -> Result<u64, AcpiError> {
+    let blob = tables(machine);
+    if blob.len() as u64 > layout::ACPI_SIZE {
+        return Err(AcpiError::TooLarge(blob.len()));
+    }
+    mem.write_slice(&blob, GuestAddress(layout::ACPI))?;
+    Ok(layout::ACPI)
+}
+
+/// All tables as they lie in memory from [`layout::ACPI`] on.
+fn tables(machine: &Machine) -> Vec<u8> {
+    // The RSDP leads; its place is kept until the XSDT's address is known.
+    let mut blob = vec![0; Rsdp::len().next_multiple_of(16)];
+    let mut place = |table: &dyn Aml| {
+        let address = layout::ACPI + blob.len() as u64;
+        table.to_aml_bytes(&mut blob);
+        blob.resize(blob.len().next_multiple_of(16), 0);
+        address
+    };
+    let dsdt = place(&dsdt(machine));
+    let fadt = place(&fadt(machine, dsdt));
+    let madt = place(&madt(machine.cpus));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = place(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    blob[..rsdp.len()].copy_from_slice(&rsdp);
+    blob
+}
+
+fn byte_port(port: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+}
+
+/// The value that a write to the reset register carries.
+const RESET_VALUE: u8 = 1;
+
+fn fadt(machine: &Machine, dsdt: u64) -> impl Aml {
+    // No VGA to probe, no CMOS RTC to read (5.2.9.3); bits 0 and 1 clear: no
+    // legacy devices and no 8042 behind the buses that firmware describes.
+    const VGA_NOT_PRESENT: u16 = 1 << 2;
+    const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
+    let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        .flag(Flags::ResetRegSup);
+    table.iapc_boot_arch = (VGA_NOT_PRESENT | CMOS_RTC_NOT_PRESENT).into();
+    table.reset_reg = byte_port(machine.reset_port);
+    table.reset_value = RESET_VALUE;
+    table.sleep_control_reg = byte_port(machine.sleep_port);
+    table.sleep_status_reg = byte_port(machine.sleep_port + 1);
+    table.finalize()
+}
+
+fn madt(cpus: u32) -> MADT {
+    let mut madt = MADT::new(
+        OEM,
+        OEM_TABLE,
+        OEM_REVISION,
+        LocalInterruptController::Address(layout::LOCAL_APIC),
+    );
+    for id in 0..cpus as u8 {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, layout::IOAPIC, 0));
+    madt
+}
+
+fn dsdt(machine: &Machine) -> Sdt {
+    let mut aml = Vec::new();
+    if machine.serial {
+        serial(&mut aml);
+    }
+    for (i, device) in machine.virtio.iter().enumerate() {
+        virtio(i, device, &mut aml);
+    }
+    if let Some(port) = machine.pvpanic_port {
+        let name = Name::new("_HID".into(), &"QEMU0001");
+        let ports = IO::new(port, port, 1, 1);
+        let resources = ResourceTemplate::new(vec![&ports]);
+        let crs = Name::new("_CRS".into(), &resources);
+        Device::new("PEVT".into(), vec![&name, &crs]).to_aml_bytes(&mut aml);
+    }
+    let scope = Scope::raw(Path::new("_SB_"), aml);
+    let mut off = PackageBuilder::new();
+    // SLP_TYPa; the other three fields have no meaning here.
+    for value in [5u8, 0, 0, 0] {
+        off.add_element(&value);
+    }
+    let mut sdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
+    sdt.append_slice(&scope);
+    let mut s5 = Vec::new();
+    Name::new("_S5_".into(), &off).to_aml_bytes(&mut s5);
+    sdt.append_slice(&s5);
+    sdt
+}
+
+fn serial(aml: &mut Vec<u8>) {
+    let hid = EISAName::new("PNP0501");
+    let hid = Name::new("_HID".into(), &hid);
+    let uid = Name::new("_UID".into(), &0u8);
+    let ports = IO::new(layout::COM1, layout::COM1, 1, 8);
+    let irq = Interrupt::new(true, true, false, false, layout::COM1_GSI);
+    let resources = ResourceTemplate::new(vec![&ports, &irq]);
+    let crs = Name::new("_CRS".into(), &resources);
+    Device::new("COM1".into(), vec![&hid, &uid, &crs]).to_aml_bytes(aml);
+}
+
+fn virtio(number: usize, device: &VirtioMmio, aml: &mut Vec<u8>) {
+    let hid = Name::new("_HID".into(), &"LNRO0005");
+    let id = number as u8;
+    let uid = Name::new("_UID".into(), &id);
+    // The bus is coherent: without _CCA Linux would refuse to do DMA on some
+    // architectures; on x86 it is a courtesy.
+    let cca = Name::new("_CCA".into(), &1u8);
+    let registers = Memory32Fixed::new(true, device.base as u32, device.size as u32);
+    let irq = Interrupt::new(true, true, false, false, device.gsi);
+    let resources = ResourceTemplate::new(vec![&registers, &irq]);
+    let crs = Name::new("_CRS".into(), &resources);
+    let name = format!("VR{number:02}");
+    Device::new(name.as_str().into(), vec![&hid, &uid, &cca, &crs]).to_aml_bytes(aml);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(cpus: u32, devices: u32) -> Machine {
+        Machine {
+            cpus,
+            virtio: (0..devices)
+                .map(|i| VirtioMmio {
+                    base: layout::VIRTIO_MMIO + u64::from(i) * 4096,
+                    size: 4096,
+                    gsi: 5 + i,
+                })
+                .collect(),
+            serial: true,
+            sleep_port: 0x600,
+            reset_port: 0x602,
+            pvpanic_port: Some(0x505),
+        }
+    }
+
+    fn table_at(blob: &[u8], address: u64) -> &[u8] {
+        let at = (address - layout::ACPI) as usize;
+        let len = u32::from_le_bytes(blob[at + 4..at + 8].try_into().unwrap()) as usize;
+        &blob[at..at + len]
+    }
+
+    #[test]
+    fn every_table_is_reachable_and_sums_to_zero() {
+        for (cpus, devices) in [(1, 0), (1, 1), (32, 16)] {
+            let blob = tables(&machine(cpus, devices));
+            assert!(blob.len() as u64 <= layout::ACPI_SIZE);
+            let sum = |b: &[u8]| b.iter().fold(0u8, |s, b| s.wrapping_add(*b));
+            assert_eq!(&blob[..8], b"RSD PTR ");
+            assert_eq!(sum(&blob[..20]), 0);
+            assert_eq!(sum(&blob[..36]), 0);
+            let xsdt = table_at(&blob, u64::from_le_bytes(blob[24..32].try_into().unwrap()));
+            assert_eq!((&xsdt[..4], sum(xsdt)), (&b"XSDT"[..], 0));
+            let mut names = Vec::new();
+            for entry in xsdt[36..].chunks(8) {
+                let table = table_at(&blob, u64::from_le_bytes(entry.try_into().unwrap()));
+                assert_eq!(sum(table), 0);
+                names.push(table[..4].to_vec());
+                if &table[..4] == b"FACP" {
+                    let dsdt =
+                        table_at(&blob, u64::from_le_bytes(table[140..148].try_into().unwrap()));
+                    assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+                }
+            }
+            assert_eq!(names, [b"FACP", b"APIC"]);
+        }
+    }
+}
