@@ -1,1 +1,22 @@
-//! What the guest starts from: bzImage, ELF, PVH, initrd, command line
+//! What the guest starts from: a kernel image, an initial RAM disk and a
+//! command line, put into memory as the kernel's boot protocol wants them.
+//!
+//! ```text
+//!  path ─► Kernel::open (checked, nothing touched) ─► load(memory) ─► arch::registers::Entry
+//! ```
+
+pub mod bzimage;
+pub mod cmdline;
+pub mod elf;
+pub mod initrd;
+pub mod kernel;
+pub mod linux;
+pub mod load;
+pub mod pvh;
+
+pub use initrd::Initrd;
+pub use kernel::{Kernel, KernelError};
+pub use load::{BootError, Payload, load};
+
+/// Guest memory, as it is loaded.
+pub type Ram = vm_memory::GuestMemoryMmap<()>;
