@@ -20,6 +20,7 @@ mod session;
 mod svm;
 mod terminal;
 mod tools;
+mod vtx;
 
 pub use cache::root as cache_directory;
 pub use place::{Emulation, IN_RIG, Place, ensure, place};

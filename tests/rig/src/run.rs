@@ -4,7 +4,7 @@ use crate::cache::Scratch;
 use crate::job::{Job, Line, Root};
 use crate::place::Emulation;
 use crate::session::{self, Terms};
-use crate::{svm, terminal};
+use crate::{svm, terminal, vtx};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -95,7 +95,7 @@ impl Options {
         let job = self.job(command)?;
         let (command, feed) = match self.emulation {
             Emulation::Svm => svm::prepare(self, job, &scratch)?,
-            Emulation::Vtx => bail!("the VT-x rig is not there yet"),
+            Emulation::Vtx => vtx::prepare(self, job, &scratch)?,
         };
         let terms = Terms {
             stdout,
