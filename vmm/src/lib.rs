@@ -5,4 +5,9 @@
 //! ```
 
 pub mod config;
+pub mod ending;
 pub mod exit;
+pub mod memory;
+pub mod sandbox;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,185 @@
+//! System call filters (seccomp), one for each kind of thread.
+//!
+//! A guest that takes over a thread of the monitor is left with the few system
+//! calls that the thread needs anyway. Anything else ends the process. Filters
+//! are installed after the machine is built and before the guest runs; they
+//! also set `no_new_privs`.
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+
+/// Why a filter could not be made or installed.
+#[derive(Debug, thiserror::Error)]
+#[error("seccomp filter of the {thread} thread: {reason}")]
+pub struct SandboxError {
+    thread: &'static str,
+    reason: String,
+}
+
+/// What Rust and the C library do on any thread: memory, locks, signals, the
+/// end of the thread and of the process.
+const COMMON: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_read,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Beside those: the event loop with its devices, and the terminal.
+const EVENT_LOOP: &[i64] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_fallocate,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_getpgrp,
+    libc::SYS_getrandom,
+    libc::SYS_ioctl,
+    libc::SYS_kill,
+    libc::SYS_lseek,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_readv,
+];
+
+/// The ioctls of a vCPU thread: running the guest, reading its registers when
+/// it crashes, and the offloads of a TAP when its driver starts.
+const VCPU_IOCTLS: &[u64] = &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ];
+const KVM_RUN: u64 = 0xae80;
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+
+/// A compiled filter, to be installed on the thread that it is for.
+pub struct Filter {
+    thread: &'static str,
+    program: BpfProgram,
+}
+
+/// The filter of a vCPU thread.
+pub fn vcpu() -> Result<Filter, SandboxError> {
+    let thread = "vCPU";
+    let mut rules = allow(COMMON);
+    let ioctls = VCPU_IOCTLS.iter().map(|request| {
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+    });
+    let ioctls = ioctls.collect::<Result<Vec<_>, _>>();
+    rules.insert(libc::SYS_ioctl, ioctls.map_err(|e| error(thread, e))?);
+    compile(thread, rules)
+}
+
+/// The filter of the thread that runs the event loop.
+pub fn event_loop() -> Result<Filter, SandboxError> {
+    compile("event loop", allow(&[COMMON, EVENT_LOOP].concat()))
+}
+
+fn allow(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+fn compile(
+    thread: &'static str,
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+) -> Result<Filter, SandboxError> {
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    );
+    let program = filter.and_then(BpfProgram::try_from).map_err(|e| error(thread, e))?;
+    Ok(Filter { thread, program })
+}
+
+fn error(thread: &'static str, reason: impl ToString) -> SandboxError {
+    SandboxError { thread, reason: reason.to_string() }
+}
+
+impl Filter {
+    /// Installs the filter on the calling thread, for good.
+    pub fn install(&self) -> Result<(), SandboxError> {
+        seccompiler::apply_filter(&self.program).map_err(|e| error(self.thread, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `body` under `filter` in a child and returns its wait status.
+    fn in_child(filter: &Filter, body: fn()) -> i32 {
+        // SAFETY: the child only makes system calls and leaves by _exit.
+        unsafe {
+            let pid = libc::fork();
+            if pid == 0 {
+                if filter.install().is_err() {
+                    libc::_exit(99);
+                }
+                body();
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+            status
+        }
+    }
+
+    fn killed(status: i32) -> bool {
+        libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS
+    }
+
+    #[test]
+    fn what_a_thread_needs_is_allowed_and_the_rest_ends_the_process() {
+        let harmless = || {
+            // SAFETY: no memory is touched.
+            unsafe { libc::sched_yield() };
+        };
+        let open = || {
+            // SAFETY: the path is a C string.
+            unsafe { libc::open(c"/dev/null".as_ptr(), 0) };
+        };
+        let other_ioctl = || {
+            // SAFETY: TCGETS on a closed descriptor writes nothing.
+            unsafe { libc::ioctl(-1, libc::TCGETS, 0) };
+        };
+        for filter in [vcpu().unwrap(), event_loop().unwrap()] {
+            assert_eq!(in_child(&filter, harmless), 0);
+            assert!(killed(in_child(&filter, open)));
+        }
+        assert!(killed(in_child(&vcpu().unwrap(), other_ioctl)));
+        assert_eq!(in_child(&event_loop().unwrap(), other_ioctl), 0);
+    }
+}

@@ -1,0 +1,198 @@
+//! A vCPU: a thread that runs the guest and carries its exits to the buses.
+
+use crate::ending::Ending;
+use crate::exit::Exit;
+use devices::bus::Bus;
+use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+/// What a vCPU's exits are carried to.
+#[derive(Clone)]
+pub struct Buses {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub memory: Arc<Bus>,
+}
+
+/// Exits to user space, by kind, since the vCPU started.
+#[derive(Debug, Default)]
+pub struct ExitCounts {
+    /// Port reads.
+    pub port_in: AtomicU64,
+    /// Port writes.
+    pub port_out: AtomicU64,
+    /// Reads of memory-mapped registers.
+    pub mmio_read: AtomicU64,
+    /// Writes to memory-mapped registers.
+    pub mmio_write: AtomicU64,
+    /// Everything else.
+    pub other: AtomicU64,
+}
+
+/// A vCPU that is ready to run.
+pub struct Vcpu {
+    /// Its number.
+    pub id: u32,
+    /// Its KVM file descriptor.
+    pub fd: VcpuFd,
+    /// Where exits go.
+    pub buses: Buses,
+    /// How the machine ends.
+    pub ending: Ending,
+    /// Counters, shared with whoever reports them.
+    pub counts: Arc<ExitCounts>,
+}
+
+/// A vCPU whose thread runs.
+pub struct Running {
+    thread: JoinHandle<Vcpu>,
+    /// `kvm_run.immediate_exit`: makes the next `KVM_RUN` return at once.
+    immediate_exit: *const AtomicU8,
+}
+
+/// Makes the signal that kicks vCPUs out of the guest interrupt `KVM_RUN`
+/// instead of ending the process. Once a process.
+pub fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing)
+        .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+impl Vcpu {
+    /// Starts the thread. `before` runs on it first: the place for what belongs
+    /// to a thread, such as its system call filter.
+    pub fn start(mut self, before: impl FnOnce() + Send + 'static) -> io::Result<Running> {
+        let immediate_exit = (&raw mut self.fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{}", self.id))
+            .stack_size(VCPU_STACK)
+            .spawn(move || {
+                before();
+                self.run();
+                self
+            })?;
+        Ok(Running { thread, immediate_exit })
+    }
+
+    /// Runs the guest until the machine ends or this vCPU is kicked.
+    fn run(&mut self) {
+        while !self.ending.has_ended() {
+            match self.step() {
+                Ok(Step::Go) => {}
+                Ok(Step::Kicked) => break,
+                Err(reason) => {
+                    let rip = self.fd.get_regs().ok().map(|r| r.rip);
+                    self.ending.end(Exit::Crash { vcpu: self.id, rip, reason });
+                }
+            }
+        }
+    }
+
+    /// One entry into the guest and the exit that follows; `Err` is a guest
+    /// that can't go on.
+    fn step(&mut self) -> Result<Step, String> {
+        let counts = &*self.counts;
+        let count = |c: &AtomicU64| c.fetch_add(1, Ordering::Relaxed);
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                count(&counts.port_out);
+                let (at, len) = (data.as_ptr(), data.len());
+                let size = access_size(&mut self.fd);
+                // SAFETY: KVM's buffer inside the run page, valid until the
+                // next KVM_RUN; only `access_size` looked at the page since.
+                let data = unsafe { std::slice::from_raw_parts(at, len) };
+                for item in data.chunks(size) {
+                    self.buses.ports.write(port.into(), item);
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                count(&counts.port_in);
+                let (at, len) = (data.as_mut_ptr(), data.len());
+                let size = access_size(&mut self.fd);
+                // SAFETY: as above; the guest can't see the page before the
+                // next KVM_RUN.
+                let data = unsafe { std::slice::from_raw_parts_mut(at, len) };
+                for item in data.chunks_mut(size) {
+                    self.buses.ports.read(port.into(), item);
+                }
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(&counts.mmio_write);
+                self.buses.memory.write(address, data);
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(&counts.mmio_read);
+                self.buses.memory.read(address, data);
+            }
+            Ok(VcpuExit::Intr) => return Ok(Step::Kicked),
+            Ok(VcpuExit::Shutdown) => return Err("triple fault".to_owned()),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return Err(format!(
+                    "KVM could not enter the guest: hardware reason {reason:#x} on host CPU {cpu}"
+                ));
+            }
+            Ok(VcpuExit::InternalError) => return Err(internal_error(&mut self.fd)),
+            Ok(VcpuExit::SystemEvent(kind, _)) => return Err(format!("KVM system event {kind}")),
+            Ok(VcpuExit::Hlt) => return Err("HLT without an interrupt controller".to_owned()),
+            Ok(other) => return Err(format!("unexpected exit {other:?}")),
+            Err(e) => match e.errno() {
+                libc::EINTR => return Ok(Step::Kicked),
+                libc::EAGAIN => {
+                    count(&counts.other);
+                }
+                _ => return Err(format!("KVM_RUN: {e}")),
+            },
+        }
+        Ok(Step::Go)
+    }
+}
+
+enum Step {
+    Go,
+    Kicked,
+}
+
+/// Exits are handled in a few frames and nothing recurses.
+const VCPU_STACK: usize = 128 << 10;
+
+/// The width of one access of a port exit: KVM hands over a whole `rep outs`
+/// at once, as `count` items of `size` bytes.
+fn access_size(fd: &mut VcpuFd) -> usize {
+    // SAFETY: the last exit was KVM_EXIT_IO, so `io` is the live union member.
+    let size = unsafe { fd.get_kvm_run().__bindgen_anon_1.io.size };
+    usize::from(size).max(1)
+}
+
+/// What KVM says of an instruction that it could not carry out.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, so `internal` is live.
+    let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    match suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "KVM could not emulate an instruction".to_owned(),
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "KVM could not deliver an event".to_owned(),
+        other => format!("KVM internal error {other}"),
+    }
+}
+
+impl Running {
+    /// Kicks the vCPU out of the guest and waits for its thread.
+    pub fn stop(self) -> thread::Result<Vcpu> {
+        // SAFETY: the run page is mapped as long as the `VcpuFd` lives, which
+        // the thread owns and hands back through `join` below.
+        unsafe { &*self.immediate_exit }.store(1, Ordering::SeqCst);
+        // If it is in the guest, the signal gets it out; if it is on its way
+        // in, `immediate_exit` stops it. A thread that has ended is no error.
+        // SAFETY: the thread has not been joined, so its pthread_t is valid.
+        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), SIGRTMIN()) };
+        let mut vcpu = self.thread.join()?;
+        vcpu.fd.set_kvm_immediate_exit(0);
+        Ok(vcpu)
+    }
+}

@@ -1,0 +1,174 @@
+//! The virtual machine as KVM holds it: interrupt controllers, timer, memory
+//! and vCPUs, before any device of ours.
+
+use crate::memory::{self, MemoryError, Ram};
+use arch::registers::{self, Entry};
+use arch::{cpuid, layout, vcpu_state};
+use devices::irq::IrqLine;
+use kvm_bindings::{
+    CpuId, KVM_CLOCK_TSC_STABLE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Why KVM could not make the machine.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// An ioctl failed.
+    #[error("KVM: {what}: {source}")]
+    Kvm {
+        /// The ioctl.
+        what: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// More vCPUs than this host allows.
+    #[error("cpus: {asked}: this host's KVM allows at most {max}: lower --cpus")]
+    TooManyCpus {
+        /// vCPUs asked for.
+        asked: u32,
+        /// The host's limit.
+        max: usize,
+    },
+    /// The CPUID leaves exceed KVM's limit.
+    #[error("KVM: too many CPUID leaves")]
+    Cpuid,
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A vCPU's registers could not be set.
+    #[error(transparent)]
+    State(#[from] vcpu_state::VcpuStateError),
+}
+
+trait What<T> {
+    fn what(self, what: &'static str) -> Result<T, VmError>;
+}
+
+impl<T> What<T> for Result<T, kvm_ioctls::Error> {
+    fn what(self, what: &'static str) -> Result<T, VmError> {
+        self.map_err(|source| VmError::Kvm { what, source })
+    }
+}
+
+/// A virtual machine with an in-kernel interrupt controller and PIT.
+pub struct Vm {
+    /// The VM's file descriptor.
+    pub fd: VmFd,
+    supported: CpuId,
+    tsc_deadline: bool,
+}
+
+/// The version of [`VmState`]'s layout.
+pub const VERSION: u32 = 1;
+
+/// What KVM holds for the machine as a whole.
+#[derive(Serialize, Deserialize)]
+pub struct VmState {
+    /// Master and slave 8259 and the IOAPIC, by `chip_id`.
+    pub irqchips: Vec<kvm_irqchip>,
+    /// The 8254.
+    pub pit: kvm_pit_state2,
+    /// kvm-clock.
+    pub clock: kvm_clock_data,
+}
+
+impl Vm {
+    /// Makes the VM for `cpus` vCPUs.
+    pub fn new(kvm: &Kvm, cpus: u32) -> Result<Self, VmError> {
+        let max = kvm.get_max_vcpus();
+        if cpus as usize > max {
+            return Err(VmError::TooManyCpus { asked: cpus, max });
+        }
+        let supported =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).what("KVM_GET_SUPPORTED_CPUID")?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let fd = kvm.create_vm().what("KVM_CREATE_VM")?;
+        // Both are for VMX without unrestricted guest, and must precede vCPUs.
+        fd.set_identity_map_address(layout::IDENTITY_MAP).what("KVM_SET_IDENTITY_MAP_ADDR")?;
+        fd.set_tss_address(layout::TSS as usize).what("KVM_SET_TSS_ADDR")?;
+        fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).what("KVM_CREATE_PIT2")?;
+        Ok(Self { fd, supported, tsc_deadline })
+    }
+
+    /// Gives the guest its memory.
+    pub fn set_memory(&self, ram: &Ram) -> Result<(), VmError> {
+        Ok(memory::register(&self.fd, ram)?)
+    }
+
+    /// Makes vCPU `cpu` of `cpus` in its reset state.
+    pub fn vcpu(&self, cpu: u32, cpus: u32) -> Result<VcpuFd, VmError> {
+        let fd = self.fd.create_vcpu(cpu.into()).what("KVM_CREATE_VCPU")?;
+        let topology = cpuid::Topology {
+            cpu,
+            cpus,
+            tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+            tsc_deadline: self.tsc_deadline,
+        };
+        let leaves = cpuid::leaves(&self.supported, &topology).ok_or(VmError::Cpuid)?;
+        fd.set_cpuid2(&leaves).what("KVM_SET_CPUID2")?;
+        vcpu_state::write_msrs(&fd, &registers::boot_msrs())?;
+        let mut lapic = fd.get_lapic().what("KVM_GET_LAPIC")?;
+        registers::virtual_wire(&mut lapic);
+        fd.set_lapic(&lapic).what("KVM_SET_LAPIC")?;
+        Ok(fd)
+    }
+
+    /// Puts the first vCPU at the kernel's entry point; the others wait for
+    /// the guest to start them.
+    pub fn enter(&self, vcpu: &VcpuFd, entry: Entry) -> Result<(), VmError> {
+        let mut sregs = vcpu.get_sregs().what("KVM_GET_SREGS")?;
+        registers::special(entry, &mut sregs);
+        vcpu.set_sregs(&sregs).what("KVM_SET_SREGS")?;
+        vcpu.set_regs(&registers::general(entry)).what("KVM_SET_REGS")
+    }
+
+    /// Ties an interrupt line to a GSI.
+    pub fn connect_irq(&self, line: &IrqLine, gsi: u32) -> Result<(), VmError> {
+        self.fd.register_irqfd(line.eventfd(), gsi).what("KVM_IRQFD")
+    }
+
+    /// Ties a doorbell register to its queues' eventfds: KVM signals them
+    /// without an exit to us. A register with one queue needs no comparison of
+    /// the value, which lets KVM skip decoding the instruction.
+    pub fn connect_doorbells(&self, register: u64, doorbells: &[EventFd]) -> Result<(), VmError> {
+        let address = IoEventAddress::Mmio(register);
+        match doorbells {
+            [only] => self.fd.register_ioevent(only, &address, NoDatamatch),
+            many => many.iter().enumerate().try_for_each(|(queue, doorbell)| {
+                self.fd.register_ioevent(doorbell, &address, queue as u32)
+            }),
+        }
+        .what("KVM_IOEVENTFD")
+    }
+
+    /// Saves what KVM holds for the machine. No vCPU may run.
+    pub fn save(&self) -> Result<VmState, VmError> {
+        let mut irqchips = Vec::new();
+        for chip_id in 0..3 {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            self.fd.get_irqchip(&mut chip).what("KVM_GET_IRQCHIP")?;
+            irqchips.push(chip);
+        }
+        let pit = self.fd.get_pit2().what("KVM_GET_PIT2")?;
+        let mut clock = self.fd.get_clock().what("KVM_GET_CLOCK")?;
+        // A flag of the answer that KVM_SET_CLOCK does not take.
+        clock.flags &= !KVM_CLOCK_TSC_STABLE;
+        Ok(VmState { irqchips, pit, clock })
+    }
+
+    /// Makes this VM, fresh or stopped, the one that was saved.
+    pub fn restore(&self, state: &VmState) -> Result<(), VmError> {
+        for chip in &state.irqchips {
+            self.fd.set_irqchip(chip).what("KVM_SET_IRQCHIP")?;
+        }
+        self.fd.set_pit2(&state.pit).what("KVM_SET_PIT2")?;
+        // Realtime and host TSC describe the host that saved, not this one.
+        let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
+        self.fd.set_clock(&clock).what("KVM_SET_CLOCK")
+    }
+}
