@@ -1,0 +1,1 @@
+//! The queue against drivers good and bad.
