@@ -1,1 +1,3 @@
 //! What stands behind a device: disk images, taps, the host's entropy and console.
+
+pub mod console;
