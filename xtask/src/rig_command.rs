@@ -39,6 +39,9 @@ pub struct RigArguments {
     /// Pack this file or directory as well (--count, --vtx); may be repeated
     #[arg(long)]
     file: Vec<PathBuf>,
+    /// Set a variable, NAME=VALUE; may be repeated
+    #[arg(long, value_parser = parse_variable)]
+    env: Vec<(OsString, OsString)>,
     /// Use the rig even where this host's own KVM could do it
     #[arg(long)]
     always: bool,
@@ -73,6 +76,7 @@ impl RigArguments {
             stdin: self.stdin,
             terminal: self.tty,
             files: self.file,
+            environment: self.env,
             ..standard
         };
         options.run(&self.command)
@@ -89,6 +93,13 @@ pub fn run_here(command: &[OsString]) -> Result<u8> {
         (None, Some(signal)) => (128 + signal) as u8,
         (None, None) => 1,
     })
+}
+
+fn parse_variable(text: &str) -> Result<(OsString, OsString), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
 }
 
 fn parse_memory(text: &str) -> Result<u32, String> {
@@ -108,6 +119,13 @@ fn parse_memory(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables() {
+        assert_eq!(parse_variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert!(parse_variable("=b").is_err());
+        assert!(parse_variable("b").is_err());
+    }
 
     #[test]
     fn memory_sizes() {

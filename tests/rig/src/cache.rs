@@ -59,8 +59,10 @@ impl Scratch {
     pub fn new() -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let path = std::env::temp_dir().join(format!(
-            "microvm-rig-{}-{}",
+        let parent = std::env::temp_dir();
+        remove_abandoned(&parent);
+        let path = parent.join(format!(
+            "{SCRATCH_PREFIX}{}-{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
@@ -77,6 +79,22 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const SCRATCH_PREFIX: &str = "microvm-rig-";
+
+/// Removes what runs that were killed outright have left.
+fn remove_abandoned(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner =
+            name.to_str().and_then(|name| name.strip_prefix(SCRATCH_PREFIX)?.split('-').next());
+        let is_dead =
+            |owner: &str| owner.parse::<u32>().is_ok() && !Path::new("/proc").join(owner).exists();
+        if owner.is_some_and(is_dead) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -88,7 +88,7 @@ impl Options {
         if command.is_empty() {
             bail!("no command to run in the rig");
         }
-        if (self.count || self.emulation == Emulation::Vtx) && (self.stdin || self.terminal) {
+        if self.is_packed() && (self.stdin || self.terminal) {
             bail!("a counting or VT-x rig takes no input: neither --stdin nor --tty");
         }
         let scratch = Scratch::new()?;
@@ -108,19 +108,15 @@ impl Options {
         session::run(command, feed, terms)
     }
 
+    /// Whether the command sees only what is packed for it.
+    fn is_packed(&self) -> bool {
+        self.count || self.emulation == Emulation::Vtx
+    }
+
     fn job(&self, command: &[OsString]) -> Result<Job> {
-        let named: Vec<_> = std::env::vars_os().chain(self.environment.iter().cloned()).collect();
-        let environment = named
-            .into_iter()
-            .map(|(mut name, value)| {
-                name.push("=");
-                name.push(value);
-                name
-            })
-            .collect();
         Ok(Job {
             command: command.to_vec(),
-            environment,
+            environment: self.environment(),
             directory: std::env::current_dir()
                 .context("finding the working directory")?
                 .into_os_string(),
@@ -131,5 +127,29 @@ impl Options {
             early_modules: Vec::new(),
             modules: Vec::new(),
         })
+    }
+
+    fn environment(&self) -> Vec<OsString> {
+        // A packed command gets a small, fixed environment: even the length of
+        // a variable moves its stack, and then no two callers count alike.
+        let fixed = [
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("HOME", "/root"),
+            ("LANG", "C.UTF-8"),
+        ];
+        let mut variables: Vec<(OsString, OsString)> = if self.is_packed() {
+            fixed.map(|(name, value)| (name.into(), value.into())).into()
+        } else {
+            std::env::vars_os().collect()
+        };
+        variables.extend(self.environment.iter().cloned());
+        variables
+            .into_iter()
+            .map(|(mut name, value)| {
+                name.push("=");
+                name.push(value);
+                name
+            })
+            .collect()
     }
 }

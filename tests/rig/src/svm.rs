@@ -16,13 +16,7 @@ const EARLY: &[&str] = &["9p", "9pnet_virtio"];
 /// What commands may want besides KVM itself.
 const EXTRA: &[&str] = &["tun", "vhost_net", "vhost_vsock", "overlay", "loop", "ext4"];
 
-/// Parameters of the kernel. Without mitigations, watchdogs and a calibration
-/// against clocks that are themselves emulated, it starts faster and its time
-/// is steadier.
-const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr \
-    mitigations=off tsc=reliable clocksource=tsc no_timer_check nowatchdog audit=0 \
-    apparmor=0 selinux=0 random.trust_cpu=on cryptomgr.notests raid=noautodetect \
-    8250.nr_uarts=2 rcupdate.rcu_expedited=1 systemd.unified_cgroup_hierarchy=1";
+const CONSOLE: &str = "console=ttyS0 quiet loglevel=4";
 
 /// Everything on disk and the command line of QEMU for one job.
 pub fn prepare(options: &Options, mut job: Job, scratch: &Scratch) -> Result<(Command, Feed)> {
@@ -62,7 +56,7 @@ pub fn prepare(options: &Options, mut job: Job, scratch: &Scratch) -> Result<(Co
         .arg("-initrd")
         .arg(&initramfs)
         .arg("-append")
-        .arg(KERNEL_PARAMETERS)
+        .arg(initramfs::kernel_parameters(CONSOLE))
         .arg("-chardev")
         .arg(format!("file,id=console,path={}", scratch.path().join("console").display()))
         .args(["-serial", "chardev:console"]);

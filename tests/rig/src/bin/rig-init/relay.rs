@@ -81,6 +81,9 @@ fn open_serial() -> Result<File> {
     let failed = unsafe {
         libc::tcgetattr(file.as_raw_fd(), &mut settings) != 0 || {
             libc::cfmakeraw(&mut settings);
+            // An emulator may take the speed at its word: at the default of
+            // 9600, a kilobyte would last a second.
+            settings.c_cflag = (settings.c_cflag & !libc::CBAUD) | libc::B115200;
             libc::tcsetattr(file.as_raw_fd(), libc::TCSANOW, &settings) != 0
         }
     };
