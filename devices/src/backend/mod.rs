@@ -1,3 +1,4 @@
 //! What stands behind a device: disk images, taps, the host's entropy and console.
 
 pub mod console;
+pub mod tap;
