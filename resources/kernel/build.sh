@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Build the guest kernel of microvm from Debian's linux-source-6.12.
 #
-#   build.sh
+#   build.sh [FLAVOUR]
 #
-# In:   microvm.config beside this script, merged on `make tinyconfig`; every
-#       line of it must hold in the result, or the build stops and names those
-#       that do not.
+# In:   microvm.config beside this script, and with a flavour FLAVOUR.config after
+#       it, merged on `make tinyconfig`; every line must hold in the result, or the
+#       build stops and names those that do not. Flavours: lean.
 # Out:  one directory in the cache, its path on standard output, with
 #         vmlinux        uncompressed ELF, stripped, with the PVH entry note
 #         vmlinux-nopvh  the same, the note taken out (64-bit boot protocol)
@@ -22,13 +22,25 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=../lib.sh
 . "$here/../lib.sh"
-[ $# -eq 0 ] || usage
+[ $# -le 1 ] || usage
+flavour=${1:-microvm}
+[ -f "$here/$flavour.config" ] || usage
 
+# overridden_by FILE: standard input, with FILE's lines in place of its own.
+overridden_by() {
+	awk -F= -v file="$1" '
+		BEGIN { while ((getline line < file) > 0) if (line ~ /^CONFIG_/) { split(line, part, "="); new[part[1]] = line } }
+		!($1 in new)
+		END { for (name in new) print new[name] | "sort" }' -
+}
+
+# Read once: what is hashed is what is built, whoever edits the file meanwhile.
 package=linux-source-6.12
-fragment=$here/microvm.config
+fragment=$(cat "$here/microvm.config")
+[ "$flavour" = microvm ] || fragment=$(printf '%s\n' "$fragment" | overridden_by "$here/$flavour.config")
 version=$(candidate $package)
-key=$(SALT=$version hash_of "$fragment" "$here/build.sh")
-out=$CACHE/kernel/$version-$key
+key=$(SALT=$version$fragment hash_of "$here/build.sh")
+out=$CACHE/kernel/$flavour-$version-$key
 
 if [ -e "$out/vmlinux" ]; then
 	echo "$out"
@@ -36,7 +48,7 @@ if [ -e "$out/vmlinux" ]; then
 fi
 
 mkdir -p "$CACHE/kernel"
-lock kernel
+lock "kernel-$flavour"
 if [ -e "$out/vmlinux" ]; then
 	echo "$out"
 	exit 0
@@ -45,7 +57,7 @@ need gcc make flex bison bc libelf-dev libssl-dev xz-utils lz4 binutils
 
 scratch
 src=$CACHE/kernel/source-$version
-obj=$CACHE/kernel/objects-$version
+obj=$CACHE/kernel/objects-$flavour-$version
 if [ ! -d "$src" ]; then
 	unpack_deb $package "$SCRATCH/deb"
 	say "unpacking the source"
@@ -62,8 +74,9 @@ kmake() { make -s -C "$src" O="$obj" ARCH=x86_64 "$@" >&2; }
 # make sees an unchanged file as unchanged.
 say "configuring"
 mkdir -p "$obj" "$SCRATCH/config"
+printf '%s\n' "$fragment" >"$SCRATCH/fragment"
 make -s -C "$src" O="$SCRATCH/config" ARCH=x86_64 tinyconfig >/dev/null
-(cd "$SCRATCH/config" && "$src/scripts/kconfig/merge_config.sh" -m -O . .config "$fragment" >/dev/null)
+(cd "$SCRATCH/config" && "$src/scripts/kconfig/merge_config.sh" -m -O . .config "$SCRATCH/fragment" >/dev/null)
 make -s -C "$src" O="$SCRATCH/config" ARCH=x86_64 olddefconfig >&2
 wrong=
 while IFS= read -r line; do
@@ -71,8 +84,8 @@ while IFS= read -r line; do
 	CONFIG_*=n) grep -q "^${line%=n}=" "$SCRATCH/config/.config" && wrong+=" $line" ;;
 	CONFIG_*=*) grep -qxF "$line" "$SCRATCH/config/.config" || wrong+=" $line" ;;
 	esac
-done <"$fragment"
-[ -z "$wrong" ] || die 1 "these lines of microvm.config do not hold:$wrong"
+done <"$SCRATCH/fragment"
+[ -z "$wrong" ] || die 1 "these lines of the configuration do not hold:$wrong"
 cmp -s "$SCRATCH/config/.config" "$obj/.config" || cp "$SCRATCH/config/.config" "$obj/.config"
 
 say "compiling $version with ${JOBS:-$(nproc)} jobs"
@@ -88,7 +101,10 @@ cp "$obj/.config" "$res/config"
 cat "$obj/include/config/kernel.release" >"$res/version"
 
 # The PVH entry is an ELF note "Xen", type 18, in a PT_NOTE segment.
-readelf -nW "$res/vmlinux" 2>/dev/null | grep -q Xen || die 1 "vmlinux has no PVH note"
+case $(readelf -nW "$res/vmlinux" 2>/dev/null) in
+*Xen*) ;;
+*) die 1 "vmlinux has no PVH note" ;;
+esac
 
 # Without it: the segment's type becomes PT_NULL and the notes become zeros.
 cp "$res/vmlinux" "$res/vmlinux-nopvh"
@@ -104,10 +120,9 @@ for ((i = 0; i < phnum; i++)); do
 	dd if=/dev/zero of="$res/vmlinux-nopvh" bs=1 seek="$at" count=4 conv=notrunc status=none
 	dd if=/dev/zero of="$res/vmlinux-nopvh" bs=1 seek="$offset" count="$size" conv=notrunc status=none
 done
-if readelf -lW "$res/vmlinux-nopvh" | grep -q ' NOTE ' ||
-	readelf -nW "$res/vmlinux-nopvh" 2>/dev/null | grep -q Xen; then
-	die 1 "vmlinux-nopvh still has its note"
-fi
+case $(readelf -lnW "$res/vmlinux-nopvh" 2>/dev/null) in
+*' NOTE '* | *Xen*) die 1 "vmlinux-nopvh still has its note" ;;
+esac
 
 publish "$res" "$out"
 say "vmlinux $(stat -c %s "$out/vmlinux") bytes, bzImage $(stat -c %s "$out/bzImage") bytes"

@@ -179,7 +179,6 @@ debian)
 		mode=unshare inside=(unshare --map-auto --map-root-user)
 	fi
 	list=$(IFS=,; echo "${extra[*]}")
-	# The sources of this machine, mirrors and all, are the guest's too.
 	mmdebstrap --quiet --mode=$mode --variant=minbase --format=tar \
 		--aptopt='Acquire::Languages "none"' \
 		--dpkgopt=path-exclude='/usr/share/doc/*' --dpkgopt=path-exclude='/usr/share/man/*' \
