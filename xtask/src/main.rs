@@ -1,6 +1,12 @@
-//! The developer's commands: run, test, bench, guest
+//! The developer's commands: see `cargo xtask help`.
 
+mod ci;
+mod kit;
 mod rig_command;
+mod run;
+mod tally;
+mod test;
+mod workspace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -16,11 +22,23 @@ struct Arguments {
 enum Task {
     /// Run a command in an emulated host with a true /dev/kvm
     Rig(rig_command::RigArguments),
+    /// Build the guest kernel and root file system, print their paths
+    Kit,
+    /// Build the monitor and run it with a small Linux guest
+    Run(run::RunArguments),
+    /// Run all tests, wherever on this machine each of them can run
+    Test(test::TestArguments),
+    /// Format, lints, licences, and all tests
+    Ci,
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Rig(arguments) => arguments.run(),
+        Task::Kit => kit::run(),
+        Task::Run(arguments) => arguments.run(),
+        Task::Test(arguments) => arguments.run(),
+        Task::Ci => ci::run(),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

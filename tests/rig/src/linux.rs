@@ -144,32 +144,36 @@ fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Downloads the newest suitable package, if there is none yet, and unpacks it
-/// under `top`. The package is kept: it is what takes long to get.
+/// Unpacks the newest suitable package under `top`. Packages are kept, in the
+/// place where the guest kit keeps its own: they are what takes long to get.
 fn unpack_package(top: &Path) -> Result<PathBuf> {
-    let packages = cache::directory()?.join("packages");
+    let name = choose_package()?;
+    let packages = cache::root()?.join("deb");
     fs::create_dir_all(&packages)?;
-    if find_package(&packages)?.is_none() {
-        let name = choose_package()?;
-        eprintln!("rig: fetching {name}");
-        // Into a place of its own, lest an interrupted download be taken for whole.
-        let partial = packages.join("partial");
-        fs::create_dir_all(&partial)?;
-        tools::output(
-            Command::new("apt-get").args(["-q", "download", &name]).current_dir(&partial),
-        )?;
-        let package = find_package(&partial)?.context("apt-get downloaded nothing")?;
-        fs::rename(&package, packages.join(package.file_name().unwrap_or_default()))?;
-        fs::remove_dir_all(&partial)?;
-    }
-    let package = find_package(&packages)?.context("the kernel package has gone")?;
+    let wanted = format!("{name}_");
+    let find = |directory: &Path| {
+        find_file(directory, &|file| file.starts_with(&wanted) && file.ends_with(".deb"))
+    };
+    let package = match find(&packages)? {
+        Some(package) => package,
+        None => {
+            eprintln!("rig: fetching {name}");
+            // Into a place of its own, lest half a file be taken for a whole one.
+            let partial = top.join("partial");
+            fs::create_dir_all(&partial)?;
+            tools::output(
+                Command::new("apt-get").args(["-q", "download", &name]).current_dir(&partial),
+            )?;
+            let fetched = find(&partial)?.context("apt-get downloaded nothing")?;
+            let package = packages.join(fetched.file_name().unwrap_or_default());
+            fs::rename(&fetched, &package)?;
+            fs::remove_dir_all(&partial)?;
+            package
+        }
+    };
     let unpacked = top.join("unpacked");
     tools::output(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
     Ok(unpacked)
-}
-
-fn find_package(directory: &Path) -> Result<Option<PathBuf>> {
-    find_file(directory, &|name| name.ends_with(".deb"))
 }
 
 /// The newest stock 6.12 kernel, or the newest 6.1 where there is no 6.12.
