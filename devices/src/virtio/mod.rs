@@ -32,11 +32,14 @@ use crate::irq::IrqLine;
 use crate::state::{Saved, StateError};
 use queue::{QueueError, Vq};
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Guest memory as devices see it.
 pub type Ram = vm_memory::GuestMemoryMmap<()>;
+
+/// A device as its transport and its worker share it.
+pub type SharedVirtio = Arc<Mutex<dyn VirtioDevice>>;
 
 /// `VIRTIO_F_VERSION_1`: every device here is a modern one.
 pub const VIRTIO_F_VERSION_1: u64 = 1 << 32;

@@ -1,0 +1,72 @@
+//! One writer or many readers per image, whoever they are.
+//!
+//! The lock is an open file description lock over the whole file: it ends with
+//! the last descriptor of it, also when the process is killed, and it is the
+//! kind that QEMU and others take, so that they are kept out as well.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Why an image could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it, or another disk of this machine.
+    #[error("locked by {}; {}", holder(*pid), advice(*read_only))]
+    Held {
+        /// The process, where the kernel knows it: it does for classic locks.
+        pid: Option<libc::pid_t>,
+        /// What was asked for.
+        read_only: bool,
+    },
+    /// The file system can't lock.
+    #[error("lock: {0}")]
+    Host(#[from] io::Error),
+}
+
+fn holder(pid: Option<libc::pid_t>) -> String {
+    match pid {
+        Some(pid) => format!("process {pid}"),
+        None => "another process or another disk of this one".to_owned(),
+    }
+}
+
+fn advice(read_only: bool) -> &'static str {
+    match read_only {
+        true => "it is being written to; stop its user first",
+        false => "stop its user first, or share it read-only in both places",
+    }
+}
+
+/// Locks all of `file` until its last descriptor is closed: for reading, which
+/// others may do as well, or for writing, which excludes everybody.
+pub fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
+    let mut range = whole_file(read_only);
+    match fcntl(file, libc::F_OFD_SETLK, &mut range) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            let mut range = whole_file(read_only);
+            let found = fcntl(file, libc::F_OFD_GETLK, &mut range);
+            let known = found.is_ok() && range.l_type != libc::F_UNLCK as i16 && range.l_pid > 0;
+            Err(LockError::Held { pid: known.then_some(range.l_pid), read_only })
+        }
+        result => Ok(result?),
+    }
+}
+
+fn whole_file(read_only: bool) -> libc::flock64 {
+    libc::flock64 {
+        l_type: if read_only { libc::F_RDLCK } else { libc::F_WRLCK } as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn fcntl(file: &File, command: libc::c_int, range: &mut libc::flock64) -> io::Result<()> {
+    // SAFETY: both commands read and write one `flock64`, which `range` is.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, range as *mut libc::flock64) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

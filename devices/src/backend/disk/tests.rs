@@ -1,0 +1,1 @@
+//! Images of the host: opening, locking, reading and writing.

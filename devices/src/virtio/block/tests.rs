@@ -1,0 +1,1 @@
+//! The block device against drivers good and bad.

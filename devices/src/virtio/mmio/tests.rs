@@ -1,0 +1,1 @@
+//! The registers, one behaviour at a time.
