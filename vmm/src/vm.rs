@@ -11,6 +11,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Why KVM could not make the machine.
@@ -135,10 +136,10 @@ impl Vm {
     /// Ties a doorbell register to its queues' eventfds: KVM signals them
     /// without an exit to us. A register with one queue needs no comparison of
     /// the value, which lets KVM skip decoding the instruction.
-    pub fn connect_doorbells(&self, register: u64, doorbells: &[EventFd]) -> Result<(), VmError> {
+    pub fn connect_doorbells(&self, register: u64, doorbells: &[Arc<EventFd>]) -> Result<(), VmError> {
         let address = IoEventAddress::Mmio(register);
         match doorbells {
-            [only] => self.fd.register_ioevent(only, &address, NoDatamatch),
+            [only] => self.fd.register_ioevent(only.as_ref(), &address, NoDatamatch),
             many => many.iter().enumerate().try_for_each(|(queue, doorbell)| {
                 self.fd.register_ioevent(doorbell, &address, queue as u32)
             }),

@@ -1,0 +1,185 @@
+//! What every machine has beside its virtio devices: ports, power, the serial
+//! console, and the tables that describe it all.
+
+use super::error::Error;
+use crate::config::{Config, Serial as SerialConfig};
+use crate::console::input::{Input, InputSink};
+use crate::ending::Ending;
+use crate::exit::Exit;
+use crate::memory::Ram;
+use crate::vcpu::Buses;
+use crate::vm::Vm;
+use arch::acpi::{self, VirtioMmio};
+use arch::{layout, mptable};
+use boot::cmdline::{self, Completion};
+use devices::backend::console::ConsoleOutput;
+use devices::bus::{Bus, BusDevice, SharedDevice, lock};
+use devices::irq::IrqLine;
+use devices::legacy::power::{PowerLine, PowerRequest};
+use devices::legacy::{debug, i8042, pm, pvpanic, rtc, serial};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Where virtio-mmio device `number` is.
+pub fn virtio_slot(number: usize) -> VirtioMmio {
+    VirtioMmio {
+        base: layout::VIRTIO_MMIO + number as u64 * layout::VIRTIO_MMIO_SIZE,
+        size: layout::VIRTIO_MMIO_SIZE,
+        gsi: layout::VIRTIO_GSIS[number % layout::VIRTIO_GSIS.len()],
+    }
+}
+
+/// The whole kernel command line.
+pub fn cmdline(config: &Config, virtio_devices: usize) -> String {
+    let completion = Completion {
+        root: config.rootfs.as_ref().map(|disk| disk.readonly),
+        serial: config.serial != SerialConfig::Off,
+    };
+    let mut line = String::new();
+    if cmdline::acpi_off(&config.cmdline) {
+        for slot in (0..virtio_devices).map(virtio_slot) {
+            line += &cmdline::virtio_mmio(slot.base, slot.size, slot.gsi);
+            line.push(' ');
+        }
+    }
+    line + &cmdline::complete(&config.cmdline, completion)
+}
+
+/// The machine's buses, while it is being built.
+pub struct Board {
+    ports: Bus,
+    memory: Bus,
+    serial: Arc<Mutex<serial::Serial>>,
+    output: ConsoleOutput,
+    describe: Describe,
+}
+
+/// How the guest is told what there is.
+#[derive(PartialEq)]
+enum Describe {
+    Acpi,
+    MpTable,
+}
+
+impl Board {
+    /// The devices that every machine has.
+    pub fn new(config: &Config, vm: &Vm, ending: &Ending) -> Result<Self, Error> {
+        let describe = match cmdline::acpi_off(&config.cmdline) {
+            true => Describe::MpTable,
+            false => Describe::Acpi,
+        };
+        let output = console_output(&config.serial)?;
+        let irq = IrqLine::new().map_err(Error::host("eventfd"))?;
+        vm.connect_irq(&irq, layout::COM1_GSI)?;
+        let serial = serial::Serial::new(irq, output.clone()).map_err(Error::host("eventfd"))?;
+        let serial = Arc::new(Mutex::new(serial));
+        let port = Arc::downgrade(&serial);
+        output.on_room(move || {
+            if let Some(port) = port.upgrade() {
+                lock(&port).resume();
+            }
+        });
+
+        let power = power_line(ending.clone());
+        let mut ports = Bus::new();
+        let mut put = |base: u16, len, device: SharedDevice| ports.insert(base.into(), len, device);
+        put(layout::COM1, serial::SIZE, serial.clone())?;
+        put(i8042::BASE, i8042::SIZE, shared(i8042::I8042::new(power.clone())))?;
+        put(rtc::BASE, rtc::SIZE, shared(rtc::Rtc::new()))?;
+        put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
+        put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
+        put(pm::SLEEP_CONTROL, pm::SIZE, shared(pm::PowerManagement::new(power)))?;
+        Ok(Self { ports, memory: Bus::new(), serial, output, describe })
+    }
+
+    /// Puts a virtio-mmio device in its place.
+    pub fn add_virtio(&mut self, number: usize, device: SharedDevice) -> Result<(), Error> {
+        let slot = virtio_slot(number);
+        Ok(self.memory.insert(slot.base, slot.size, device)?)
+    }
+
+    /// Writes the tables that describe the machine; returns the RSDP's address,
+    /// 0 without ACPI.
+    pub fn describe(&self, ram: &Ram, cpus: u32, virtio_devices: usize) -> Result<u64, Error> {
+        if self.describe == Describe::MpTable {
+            let table = mptable::table(cpus as u8);
+            let written = ram.write_slice(&table, GuestAddress(layout::MP_TABLE));
+            written.map_err(arch::acpi::AcpiError::from)?;
+            return Ok(0);
+        }
+        let machine = acpi::Machine {
+            cpus,
+            virtio: (0..virtio_devices).map(virtio_slot).collect(),
+            serial: true,
+            sleep_port: pm::SLEEP_CONTROL,
+            reset_port: pm::RESET,
+            pvpanic_port: Some(pvpanic::PORT),
+        };
+        Ok(acpi::write(ram, &machine)?)
+    }
+
+    /// The monitor's standard input for the serial port; `terminal` when it is one.
+    pub fn input(&self, terminal: bool, ending: &Ending) -> Result<Input, Error> {
+        let room = lock(&self.serial).room().map_err(Error::host("eventfd"))?;
+        let sink: Box<dyn InputSink> = Box::new(SerialSink { serial: self.serial.clone(), room });
+        let quit = ending.clone();
+        Ok(Input::stdin(sink, terminal, move || quit.end(Exit::Quit)))
+    }
+
+    /// The finished buses, and the console's output to be drained at the end.
+    pub fn finish(self) -> (Buses, ConsoleOutput) {
+        let buses = Buses { ports: Arc::new(self.ports), memory: Arc::new(self.memory) };
+        (buses, self.output)
+    }
+}
+
+fn shared(device: impl BusDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+/// What the guest's power requests mean for the machine.
+fn power_line(ending: Ending) -> PowerLine {
+    PowerLine::new(move |request| {
+        ending.end(match request {
+            PowerRequest::PowerOff => Exit::PowerOff,
+            PowerRequest::Reset => Exit::Reboot,
+            PowerRequest::Panic => Exit::Panic,
+        });
+    })
+}
+
+fn console_output(serial: &SerialConfig) -> Result<ConsoleOutput, Error> {
+    let fd: OwnedFd = match serial {
+        SerialConfig::Off => return Ok(ConsoleOutput::discard()),
+        SerialConfig::Stdio => match std::io::stdout().as_fd().try_clone_to_owned() {
+            Ok(fd) => fd,
+            // Standard output is closed: the guest runs all the same.
+            Err(_) => return Ok(ConsoleOutput::discard()),
+        },
+        SerialConfig::File(path) => {
+            let file = File::options().append(true).create(true).open(path);
+            let error = |source| Error::Serial { path: path.display().to_string(), source };
+            file.map_err(error)?.into()
+        }
+    };
+    ConsoleOutput::to(fd, || ()).map_err(Error::host("console thread"))
+}
+
+/// The serial port as the input side sees it.
+struct SerialSink {
+    serial: Arc<Mutex<serial::Serial>>,
+    room: EventFd,
+}
+
+impl InputSink for SerialSink {
+    fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        lock(&self.serial).enqueue(bytes)
+    }
+
+    fn room(&self) -> &EventFd {
+        &self.room
+    }
+}

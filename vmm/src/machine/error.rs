@@ -1,0 +1,86 @@
+//! Why a machine could not be built, and which exit status says so.
+
+use crate::config::ConfigError;
+use crate::exit::status;
+use crate::host::HostError;
+use crate::memory::MemoryError;
+use crate::sandbox::SandboxError;
+use crate::vm::VmError;
+use std::io;
+
+/// Why there is no machine. Each message names the thing and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The kernel image.
+    #[error(transparent)]
+    Kernel(#[from] boot::KernelError),
+    /// The initrd.
+    #[error(transparent)]
+    Initrd(#[from] boot::initrd::InitrdError),
+    /// Kernel, initrd and command line in this memory.
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] arch::acpi::AcpiError),
+    /// A disk or its image.
+    #[error("{0}")]
+    Disk(String),
+    /// A network card or its TAP.
+    #[error("{0}")]
+    Net(String),
+    /// The file that the serial console goes to.
+    #[error("serial {path}: {source}")]
+    Serial {
+        /// The file.
+        path: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// This host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// KVM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The system call filters.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// Something that no host in order refuses.
+    #[error("{what}: {source}")]
+    Internal {
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Two devices in one place.
+    #[error(transparent)]
+    Bus(#[from] devices::bus::BusError),
+}
+
+impl Error {
+    pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Internal { what, source }
+    }
+
+    pub(super) fn events(error: impl std::fmt::Debug) -> Self {
+        Self::Internal { what: "event loop", source: io::Error::other(format!("{error:?}")) }
+    }
+
+    /// The exit status for this error.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Vm(VmError::TooManyCpus { .. }) => status::INPUT,
+            Self::Host(_) | Self::Vm(_) | Self::Memory(_) | Self::Sandbox(_) => status::HOST,
+            Self::Internal { .. } | Self::Bus(_) => status::INTERNAL,
+            _ => status::INPUT,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! A machine, from its configuration to its end.
+//!
+//! ```text
+//!  inputs opened and checked ─► KVM ─► RAM ─► devices on the buses ─► kernel loaded
+//!        │                                                                │
+//!        └── any error: nothing was touched              vCPU threads ◄───┘
+//!                                                     event loop (this thread) ─► Exit
+//! ```
+
+mod board;
+mod error;
+mod slots;
+
+pub use error::Error;
+
+use crate::config::{Config, Serial};
+use crate::ending::Ending;
+use crate::events::{EndWatch, SignalWatch};
+use crate::exit::Exit;
+use crate::memory::{self, Ram};
+use crate::sandbox;
+use crate::vcpu::{self, Buses, Running, Vcpu};
+use crate::vm::Vm;
+use crate::console::terminal::RawTerminal;
+use crate::host;
+use boot::{Initrd, Kernel, Payload};
+use devices::backend::console::Loss;
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use slots::Slot;
+use std::fs::File;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vm_memory::{Bytes, GuestAddress};
+
+type Events = EventManager<Arc<Mutex<dyn MutEventSubscriber + Send>>>;
+
+/// How long output may take to drain once the guest has ended.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the user gave, opened and checked before anything else happens.
+struct Inputs {
+    kernel: Kernel,
+    initrd: Option<Initrd>,
+    cmdline: String,
+    slots: Vec<Slot>,
+}
+
+impl Inputs {
+    fn open(config: &Config) -> Result<Self, Error> {
+        config.validate()?;
+        let kernel = Kernel::open(&config.kernel)?;
+        let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
+        let slots = slots::open(config)?;
+        let cmdline = board::cmdline(config, slots.len());
+        let inputs = Self { kernel, initrd, cmdline, slots };
+        boot::load::check(&inputs.payload(config, 0))?;
+        Ok(inputs)
+    }
+
+    /// What is loaded, once it is known where the RSDP is.
+    fn payload(&self, config: &Config, rsdp: u64) -> Payload<'_> {
+        Payload {
+            kernel: &self.kernel,
+            initrd: self.initrd.as_ref(),
+            cmdline: &self.cmdline,
+            memory: config.memory.0,
+            rsdp,
+        }
+    }
+}
+
+/// Runs the machine that `config` describes to its end. `signals` is where the
+/// signals that end it are read ([`crate::console::signals::signal_fd`]).
+pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
+    let mut inputs = Inputs::open(config)?;
+    let kvm = host::open_kvm(host::KVM_DEVICE.as_ref())?;
+    host::can_run_linux(&kvm)?;
+
+    let vm = Vm::new(&kvm, config.cpus)?;
+    let ram = memory::allocate(config.memory.0)?;
+    vm.set_memory(&ram)?;
+    let vcpus: Vec<_> =
+        (0..config.cpus).map(|cpu| vm.vcpu(cpu, config.cpus)).collect::<Result<_, _>>()?;
+
+    let ending = Ending::new().map_err(Error::host("eventfd"))?;
+    let mut board = board::Board::new(config, &vm, &ending)?;
+    let virtio = slots::connect(std::mem::take(&mut inputs.slots), &vm, &ram, &mut board)?;
+    let rsdp = board.describe(&ram, config.cpus, virtio.len())?;
+    let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
+    vm.enter(&vcpus[0], entry)?;
+
+    let mut events = Events::new().map_err(Error::events)?;
+    virtio.into_iter().for_each(|worker| add(&mut events, worker));
+    add(&mut events, EndWatch(ending.clone()));
+    add(&mut events, SignalWatch { signals, ending: ending.clone() });
+    // From here on the terminal is the guest's, until this function returns.
+    let terminal = match config.serial {
+        Serial::Stdio => {
+            let terminal = RawTerminal::stdin();
+            add(&mut events, board.input(terminal.is_some(), &ending)?);
+            terminal
+        }
+        _ => None,
+    };
+
+    let (buses, serial_output) = board.finish();
+    let running = start(vcpus, &buses, &ending)?;
+    sandbox::event_loop()?.install()?;
+    while !ending.has_ended() {
+        // An interrupted wait is no error: the loop looks at `ending` again.
+        let _ = events.run();
+    }
+    let crashed = stop(running);
+    let loss = serial_output.finish(DRAIN);
+    drop(terminal);
+    let exit = ending.how().unwrap_or(Exit::Quit);
+    Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
+}
+
+fn add(events: &mut Events, subscriber: impl MutEventSubscriber + Send + 'static) {
+    events.add_subscriber(Arc::new(Mutex::new(subscriber)));
+}
+
+/// Starts a thread for each vCPU.
+fn start(
+    vcpus: Vec<kvm_ioctls::VcpuFd>,
+    buses: &Buses,
+    ending: &Ending,
+) -> Result<Vec<Running>, Error> {
+    vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
+    let filter = Arc::new(sandbox::vcpu()?);
+    let mut running = Vec::with_capacity(vcpus.len());
+    for (id, fd) in vcpus.into_iter().enumerate() {
+        let vcpu = Vcpu {
+            id: id as u32,
+            fd,
+            buses: buses.clone(),
+            ending: ending.clone(),
+            counts: Default::default(),
+        };
+        let (filter, failed) = (filter.clone(), ending.clone());
+        let before = move || {
+            if let Err(e) = filter.install() {
+                failed.end(Exit::Crash { vcpu: id as u32, rip: None, reason: e.to_string() });
+            }
+        };
+        running.push(vcpu.start(before).map_err(Error::host("vCPU thread"))?);
+    }
+    Ok(running)
+}
+
+/// Stops all vCPUs; a thread that panicked is how the machine ended.
+fn stop(running: Vec<Running>) -> Option<Exit> {
+    let mut crashed = None;
+    for (id, vcpu) in running.into_iter().enumerate() {
+        if vcpu.stop().is_err() {
+            let reason = "its thread panicked".to_owned();
+            crashed = Some(Exit::Crash { vcpu: id as u32, rip: None, reason });
+        }
+    }
+    crashed
+}
+
+/// What the end really was: a reset may have been a panic's, and an orderly
+/// end is none if the console's output was lost.
+fn final_exit(exit: Exit, config: &Config, ram: &Ram, loss: Option<Loss>) -> Exit {
+    use boot::cmdline::{WARM, WARM_WORD, tells_panics};
+    let exit = match exit {
+        Exit::Reboot if tells_panics(&config.cmdline) => {
+            match ram.read_obj::<u16>(GuestAddress(WARM_WORD)) {
+                Ok(WARM) => Exit::Panic,
+                _ => Exit::Reboot,
+            }
+        }
+        other => other,
+    };
+    match (exit, loss) {
+        (Exit::PowerOff | Exit::Reboot, Some(Loss { bytes, error })) => {
+            Exit::OutputLost { bytes, error }
+        }
+        (exit, _) => exit,
+    }
+}

@@ -1,0 +1,61 @@
+//! The virtio devices of a machine: opened before anything else happens, then
+//! put behind transports and tied to KVM.
+
+use super::board::{self, Board};
+use super::error::Error;
+use crate::config::{self, Config};
+use crate::memory::Ram;
+use crate::vm::Vm;
+use devices::backend::tap::Tap;
+use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use devices::virtio::net::{Net, derived_mac};
+use devices::virtio::rng::Rng;
+use devices::virtio::worker::Worker;
+use devices::virtio::{Interrupt, SharedVirtio};
+use devices::irq::IrqLine;
+use std::sync::{Arc, Mutex};
+
+/// A device that waits for its transport.
+pub type Slot = SharedVirtio;
+
+/// Opens what is behind each device, in the order in which the guest numbers
+/// them: disks, network cards, entropy.
+pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
+    let mut slots: Vec<Slot> = Vec::new();
+    for disk in config.all_disks() {
+        slots.push(open_disk(disk)?);
+    }
+    for net in &config.nets {
+        slots.push(open_net(net)?);
+    }
+    slots.push(Arc::new(Mutex::new(Rng::new())));
+    Ok(slots)
+}
+
+fn open_disk(_disk: &config::Disk) -> Result<Slot, Error> {
+    todo!()
+}
+
+fn open_net(net: &config::Net) -> Result<Slot, Error> {
+    let tap = Tap::open(&net.tap).map_err(|e| Error::Net(e.to_string()))?;
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
+    let mtu = tap.mtu;
+    Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
+}
+
+/// Puts each device on the board; returns what serves them on the event loop.
+pub fn connect(slots: Vec<Slot>, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Vec<Worker>, Error> {
+    let mut workers = Vec::with_capacity(slots.len());
+    for (number, device) in slots.into_iter().enumerate() {
+        let slot = board::virtio_slot(number);
+        let line = IrqLine::new().map_err(Error::host("eventfd"))?;
+        vm.connect_irq(&line, slot.gsi)?;
+        let interrupt = Arc::new(Interrupt::new(line));
+        let transport = MmioTransport::new(ram.clone(), device, interrupt);
+        let transport = transport.map_err(Error::host("eventfd"))?;
+        vm.connect_doorbells(slot.base + QUEUE_NOTIFY, transport.doorbells())?;
+        workers.push(transport.worker());
+        board.add_virtio(number, Arc::new(Mutex::new(transport)))?;
+    }
+    Ok(workers)
+}
