@@ -5,8 +5,12 @@
 //! ```
 
 pub mod config;
+pub mod console;
 pub mod ending;
+pub mod events;
 pub mod exit;
+pub mod host;
+pub mod machine;
 pub mod memory;
 pub mod sandbox;
 pub mod vcpu;

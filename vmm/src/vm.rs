@@ -136,7 +136,11 @@ impl Vm {
     /// Ties a doorbell register to its queues' eventfds: KVM signals them
     /// without an exit to us. A register with one queue needs no comparison of
     /// the value, which lets KVM skip decoding the instruction.
-    pub fn connect_doorbells(&self, register: u64, doorbells: &[Arc<EventFd>]) -> Result<(), VmError> {
+    pub fn connect_doorbells(
+        &self,
+        register: u64,
+        doorbells: &[Arc<EventFd>],
+    ) -> Result<(), VmError> {
         let address = IoEventAddress::Mmio(register);
         match doorbells {
             [only] => self.fd.register_ioevent(only.as_ref(), &address, NoDatamatch),

@@ -66,7 +66,7 @@ impl Backend {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Pagetable => {
-                "it emulates ring 0: use a host with VT-x or SVM, or boot one in QEMU (qemu-system-x86_64 -cpu max)"
+                "use a host with VT-x or SVM, or boot one in QEMU (qemu-system-x86_64 -cpu max)"
             }
             _ => "use a host with VT-x or SVM; microvm doctor tells more",
         }

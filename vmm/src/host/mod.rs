@@ -161,8 +161,12 @@ fn open_error(path: &Path, source: io::Error) -> HostError {
 /// What to do about a missing device depends on the processor.
 fn no_kvm_remedy() -> &'static str {
     match backend::cpu_flag() {
-        Some(Backend::Vmx) => "load the module with modprobe kvm_intel; in a container, pass the device in",
-        Some(Backend::Svm) => "load the module with modprobe kvm_amd; in a container, pass the device in",
+        Some(Backend::Vmx) => {
+            "load the module with modprobe kvm_intel; in a container, pass the device in"
+        }
+        Some(Backend::Svm) => {
+            "load the module with modprobe kvm_amd; in a container, pass the device in"
+        }
         _ if backend::cpu_is_virtual() => {
             "this host is a virtual machine: ask for nested virtualization, or use a bare-metal host"
         }

@@ -209,7 +209,8 @@ fn memory(vm: &VmFd, program: &[u8]) -> Result<GuestMemoryMmap, HostError> {
     write(PML4, &(PDPT | 3).to_le_bytes())?;
     write(PDPT, &(PAGE_DIRECTORY | 3).to_le_bytes())?;
     write(PAGE_DIRECTORY, &0x83u64.to_le_bytes())?;
-    for (slot, descriptor) in [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate()
+    for (slot, descriptor) in
+        [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate()
     {
         write(GDT + 8 * slot as u64, &descriptor.to_le_bytes())?;
     }
@@ -263,8 +264,7 @@ fn set_up(vcpu: &mut VcpuFd) -> Result<(), HostError> {
     })?;
     vcpu.set_cpuid2(&leaves).map_err(|e| HostError::kvm("KVM_SET_CPUID2", e))?;
 
-    let mut sregs: kvm_sregs =
-        vcpu.get_sregs().map_err(|e| HostError::kvm("KVM_GET_SREGS", e))?;
+    let mut sregs: kvm_sregs = vcpu.get_sregs().map_err(|e| HostError::kvm("KVM_GET_SREGS", e))?;
     let flat = kvm_segment { limit: u32::MAX, s: 1, present: 1, g: 1, ..Default::default() };
     sregs.cs = kvm_segment { selector: 8, type_: 11, l: 1, ..flat };
     let data = kvm_segment { selector: 16, type_: 3, db: 1, ..flat };

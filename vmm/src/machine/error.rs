@@ -27,11 +27,11 @@ pub enum Error {
     #[error(transparent)]
     Acpi(#[from] arch::acpi::AcpiError),
     /// A disk or its image.
-    #[error("{0}")]
-    Disk(String),
+    #[error(transparent)]
+    Disk(#[from] devices::backend::disk::DiskError),
     /// A network card or its TAP.
-    #[error("{0}")]
-    Net(String),
+    #[error(transparent)]
+    Net(#[from] devices::backend::tap::TapError),
     /// The file that the serial console goes to.
     #[error("serial {path}: {source}")]
     Serial {

@@ -14,15 +14,15 @@ mod slots;
 pub use error::Error;
 
 use crate::config::{Config, Serial};
+use crate::console::terminal::RawTerminal;
 use crate::ending::Ending;
 use crate::events::{EndWatch, SignalWatch};
 use crate::exit::Exit;
+use crate::host;
 use crate::memory::{self, Ram};
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
 use crate::vm::Vm;
-use crate::console::terminal::RawTerminal;
-use crate::host;
 use boot::{Initrd, Kernel, Payload};
 use devices::backend::console::Loss;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};

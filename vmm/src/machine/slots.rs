@@ -6,13 +6,15 @@ use super::error::Error;
 use crate::config::{self, Config};
 use crate::memory::Ram;
 use crate::vm::Vm;
+use devices::backend::disk::RawDisk;
 use devices::backend::tap::Tap;
+use devices::irq::IrqLine;
+use devices::virtio::block::Block;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{Net, derived_mac};
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
-use devices::irq::IrqLine;
 use std::sync::{Arc, Mutex};
 
 /// A device that waits for its transport.
@@ -32,19 +34,26 @@ pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     Ok(slots)
 }
 
-fn open_disk(_disk: &config::Disk) -> Result<Slot, Error> {
-    todo!()
+fn open_disk(disk: &config::Disk) -> Result<Slot, Error> {
+    let image = RawDisk::open(&disk.path, disk.readonly)?;
+    let serial = disk.serial.as_deref().unwrap_or_default();
+    Ok(Arc::new(Mutex::new(Block::new(Box::new(image), serial))))
 }
 
 fn open_net(net: &config::Net) -> Result<Slot, Error> {
-    let tap = Tap::open(&net.tap).map_err(|e| Error::Net(e.to_string()))?;
+    let tap = Tap::open(&net.tap)?;
     let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
     let mtu = tap.mtu;
     Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
 }
 
 /// Puts each device on the board; returns what serves them on the event loop.
-pub fn connect(slots: Vec<Slot>, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Vec<Worker>, Error> {
+pub fn connect(
+    slots: Vec<Slot>,
+    vm: &Vm,
+    ram: &Ram,
+    board: &mut Board,
+) -> Result<Vec<Worker>, Error> {
     let mut workers = Vec::with_capacity(slots.len());
     for (number, device) in slots.into_iter().enumerate() {
         let slot = board::virtio_slot(number);

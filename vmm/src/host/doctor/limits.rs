@@ -46,8 +46,9 @@ fn transparent_huge_pages() -> Check {
     match chosen.as_deref() {
         // Guest memory asks for them with madvise.
         Some(mode @ ("always" | "madvise")) => Check::ok(name, mode),
-        Some(mode) => Check::new(name, State::Warn, mode)
-            .remedy(format!("echo madvise | sudo tee {setting}")),
+        Some(mode) => {
+            Check::new(name, State::Warn, mode).remedy(format!("echo madvise | sudo tee {setting}"))
+        }
         None => Check::new(name, State::Warn, "this kernel has none")
             .remedy("guests start slower; use a kernel with TRANSPARENT_HUGEPAGE"),
     }
@@ -127,8 +128,9 @@ fn open_files() -> Check {
         Some((soft, _)) if soft == libc::RLIM_INFINITY => Check::ok("open files", "no limit"),
         // A machine of 16 devices and 32 vCPUs uses about 150.
         Some((soft, _)) if soft >= 256 => Check::ok("open files", format!("up to {soft}")),
-        Some((soft, _)) => Check::new("open files", State::Warn, format!("only {soft}"))
-            .remedy("ulimit -n 1024"),
+        Some((soft, _)) => {
+            Check::new("open files", State::Warn, format!("only {soft}")).remedy("ulimit -n 1024")
+        }
         None => Check::unknown("open files", "not told"),
     }
 }

@@ -1,0 +1,94 @@
+//! Every way into Linux.
+
+use crate::guest::{Guest, check};
+use crate::{Verdict, kit, trial};
+use libtest_mimic::{Completion, Trial};
+
+pub fn tests() -> Vec<Trial> {
+    vec![
+        trial("boot::vmlinux_enters_through_its_pvh_note", pvh),
+        trial("boot::vmlinux_without_a_note_enters_at_startup_64", startup_64),
+        trial("boot::bzimage_unpacks_itself", bzimage),
+        trial("boot::an_initrd_is_found_by_a_vmlinux", initrd_vmlinux),
+        trial("boot::an_initrd_is_found_by_a_bzimage", initrd_bzimage),
+        trial("boot::without_acpi_the_mp_table_and_command_line_serve", without_acpi),
+        trial("boot::a_command_line_of_the_kernels_own_limit_arrives", longest_cmdline),
+        trial("boot::debian_6_1_cloud_finds_its_root", || debian("6_1_CLOUD")),
+        trial("boot::debian_6_12_cloud_finds_its_root", || debian("6_12_CLOUD")),
+        trial("boot::debian_6_12_generic_finds_its_root", || debian("6_12_GENERIC")),
+    ]
+}
+
+/// Which entry was taken, the kernel says in its first lines; the root is
+/// checked by running from it.
+fn pvh() -> Verdict {
+    let outcome = Guest::tiny().script("dmesg | grep -c 'Booting paravirtualized kernel'").run()?;
+    outcome.script_passed()?;
+    Ok(Completion::Completed)
+}
+
+fn startup_64() -> Verdict {
+    Guest::with_kernel(&kit::vmlinux_without_pvh())
+        .rooted()
+        .script("true")
+        .run()?
+        .script_passed()?;
+    Ok(Completion::Completed)
+}
+
+fn bzimage() -> Verdict {
+    Guest::with_kernel(&kit::bzimage()).rooted().script("true").run()?.script_passed()?;
+    Ok(Completion::Completed)
+}
+
+/// There is no root disk: the script's is the first.
+fn from_initrd(guest: Guest) -> Verdict {
+    let guest = guest.arg("--initrd").arg(kit::initrd()).quiet();
+    let outcome =
+        guest.script("grep -q ' / rootfs' /proc/mounts").word("microvm.run=/dev/vda").run()?;
+    outcome.script_passed()?;
+    Ok(Completion::Completed)
+}
+
+fn initrd_vmlinux() -> Verdict {
+    from_initrd(Guest::bare())
+}
+
+fn initrd_bzimage() -> Verdict {
+    from_initrd(Guest::with_kernel(&kit::bzimage()))
+}
+
+fn without_acpi() -> Verdict {
+    let guest = Guest::tiny().word("acpi=off microvm.exit=reboot").arg("--cpus").arg("2");
+    let outcome =
+        guest.script("test ! -e /sys/firmware/acpi; echo cpus=$(nproc)").run()?.script_passed()?;
+    check(outcome.count("cpus")? == 2, "both processors are in the MP table", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+fn longest_cmdline() -> Verdict {
+    const LIMIT: usize = 2047;
+    let script = "read -r line </proc/cmdline; echo length=${#line}; case $line in *last) exit 0;; esac; exit 1";
+    let added =
+        "root=/dev/vda ro console=ttyS0 reboot=panic_warm,k panic=-1 quiet microvm.run=/dev/vdb ";
+    let padding = LIMIT - added.len() - " last".len();
+    let padded = |n: usize| Guest::tiny().script(script).word("x".repeat(n)).word("last");
+    let outcome = padded(padding).run()?.script_passed()?;
+    check(outcome.count("length")? == LIMIT as u64, "all of it arrives", &outcome)?;
+    let refused = padded(padding + 1).run()?.ended(3)?;
+    check(refused.stderr.contains("2048 bytes"), "one more is refused by its length", &refused)?;
+    Ok(Completion::Completed)
+}
+
+fn debian(name: &str) -> Verdict {
+    let (kernel, initrd) = kit::debian(name);
+    let guest = Guest::with_kernel(&kernel)
+        .rooted()
+        .arg("--initrd")
+        .arg(initrd)
+        .arg("--memory")
+        .arg("512M");
+    let script = "uname -r; grep -q '^/dev/.* / ext4' /proc/mounts && ls /sys/bus/virtio/devices";
+    guest.script(script).run()?.script_passed()?;
+    Ok(Completion::Completed)
+}

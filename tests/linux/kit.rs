@@ -1,0 +1,120 @@
+//! The guest kit's files. They are made (or found in the cache) before the rig
+//! starts; inside it, their paths come from the environment.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The variable that hands a path into the rig, and the script that prints it.
+struct Part {
+    variable: &'static str,
+    script: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const PARTS: [Part; 9] = [
+    Part { variable: "MICROVM_KIT_KERNEL", script: "kernel/build.sh", arguments: &[] },
+    Part {
+        variable: "MICROVM_KIT_ROOT",
+        script: "rootfs/build.sh",
+        arguments: &["tiny", "tiny.ext4"],
+    },
+    Part {
+        variable: "MICROVM_KIT_INITRD",
+        script: "rootfs/build.sh",
+        arguments: &["initrd", "tiny.cpio"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD",
+        script: "debian/fetch-kernel.sh",
+        arguments: &["6.1", "cloud"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD_INITRD",
+        script: "debian/initrd.sh",
+        arguments: &["6.1", "cloud", "debian-6.1-cloud.cpio.gz"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD",
+        script: "debian/fetch-kernel.sh",
+        arguments: &["6.12", "cloud"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD_INITRD",
+        script: "debian/initrd.sh",
+        arguments: &["6.12", "cloud", "debian-6.12-cloud.cpio.gz"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_12_GENERIC",
+        script: "debian/fetch-kernel.sh",
+        arguments: &["6.12", "generic"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_12_GENERIC_INITRD",
+        script: "debian/initrd.sh",
+        arguments: &["6.12", "generic", "debian-6.12-generic.cpio.gz"],
+    },
+];
+
+/// Makes what is missing and puts all paths into the environment.
+pub fn resolve() -> Result<(), String> {
+    let resources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("resources");
+    // Outputs by name lie beside the build's own files.
+    let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    for part in PARTS {
+        if std::env::var_os(part.variable).is_some() {
+            continue;
+        }
+        let arguments =
+            part.arguments.iter().map(|a| match a.contains(".ext4") || a.contains(".cpio") {
+                true => out.join(a).into_os_string(),
+                false => a.into(),
+            });
+        let made = Command::new(resources.join(part.script))
+            .args(arguments)
+            .stderr(std::process::Stdio::inherit())
+            .output();
+        let made = made.map_err(|e| format!("{}: {e}", part.script))?;
+        if !made.status.success() {
+            return Err(format!("{}: {}", part.script, made.status));
+        }
+        let path = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        // SAFETY: the program has one thread here.
+        unsafe { std::env::set_var(part.variable, path) };
+    }
+    Ok(())
+}
+
+fn part(variable: &str) -> PathBuf {
+    std::env::var_os(variable).unwrap_or_default().into()
+}
+
+/// Our kernel as an ELF with the PVH note.
+pub fn vmlinux() -> PathBuf {
+    part("MICROVM_KIT_KERNEL").join("vmlinux")
+}
+
+/// The same without the note: the 64-bit boot protocol.
+pub fn vmlinux_without_pvh() -> PathBuf {
+    part("MICROVM_KIT_KERNEL").join("vmlinux-nopvh")
+}
+
+/// Our kernel as a bzImage.
+pub fn bzimage() -> PathBuf {
+    part("MICROVM_KIT_KERNEL").join("bzImage")
+}
+
+/// The busybox root file system, ext4.
+pub fn root() -> PathBuf {
+    part("MICROVM_KIT_ROOT")
+}
+
+/// The same as an initramfs.
+pub fn initrd() -> PathBuf {
+    part("MICROVM_KIT_INITRD")
+}
+
+/// A stock Debian kernel and its initramfs; `name` like `6_12_CLOUD`.
+pub fn debian(name: &str) -> (PathBuf, PathBuf) {
+    let variable = format!("MICROVM_KIT_DEBIAN_{name}");
+    (part(&variable).join("vmlinuz"), part(&format!("{variable}_INITRD")))
+}

@@ -1,0 +1,53 @@
+//! Linux guests under the monitor, checked from inside.
+//!
+//! Runs directly where KVM can run Linux; anywhere else the whole program runs
+//! again in the rig, with the same arguments.
+
+mod boot;
+mod console;
+mod disk;
+mod guest;
+mod input;
+mod kit;
+mod lifecycle;
+mod machine;
+mod net;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::process::ExitCode;
+
+/// What a test returns: it held, it says why it can't run here, or it failed.
+type Verdict = Result<Completion, Failed>;
+
+/// One test by name.
+fn trial(name: &'static str, test: fn() -> Verdict) -> Trial {
+    Trial::ignorable_test(name, test)
+}
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    if !args.list {
+        if let Err(error) = kit::resolve() {
+            eprintln!("guest kit: {error}");
+            return ExitCode::FAILURE;
+        }
+        match rig::ensure() {
+            Ok(None) => {}
+            Ok(Some(code)) => return code,
+            Err(error) => {
+                eprintln!("rig: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let tests = [
+        boot::tests(),
+        machine::tests(),
+        disk::tests(),
+        net::tests(),
+        lifecycle::tests(),
+        console::tests(),
+        input::tests(),
+    ];
+    libtest_mimic::run(&args, tests.into_iter().flatten().collect()).exit_code()
+}
