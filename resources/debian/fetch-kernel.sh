@@ -17,11 +17,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 case $1 in 6.1 | 6.12) series=$1 ;; *) usage ;; esac
 case $2 in cloud) flavour=cloud-amd64 ;; generic) flavour=amd64 ;; *) usage ;; esac
 
-# The signed package is preferred; the name without -unsigned sorts first.
+# Signed packages only; the real-time, debug and other flavours end otherwise.
 newest() {
 	apt-cache pkgnames "linux-image-$series." |
-		grep -E "^linux-image-${series/./\\.}\.[0-9]+[^a-z]*(\+deb12)?(\.[0-9]+)?-$flavour(-unsigned)?$" |
-		sed 's/-unsigned$/ &/' | sort -V -k1,1 -k2,2 | awk '{if ($1 != last) best = $1 $2; last = $1} END {print best}' | grep .
+		grep -E "^linux-image-${series/./\\.}\.[0-9]+[-+][a-z0-9]+-$flavour$" |
+		sort -V | tail -n 1 | grep .
 }
 package=$(remembered "newest-$series-$flavour" newest) || die 1 "apt knows no $series kernel of flavour $2"
 version=$(candidate "$package")

@@ -21,9 +21,8 @@ modules=${MODULES:-virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng vmw_v
 	ext4 crc32c_generic crc32c_intel pvpanic pvpanic-mmio pvpanic-pci}
 
 kernel=$("$here/fetch-kernel.sh" "$1" "$2")
-base=$CACHE/rootfs/base-for-modules.cpio
-"$here/../rootfs/build.sh" initrd "$base" >/dev/null
-built=$CACHE/debian/initrd-$(SALT="$kernel $modules" hash_of "$base" "$here/initrd.sh").cpio.gz
+built=$CACHE/debian/initrd-$(SALT="$kernel $modules $(candidate busybox-static)" \
+	hash_of "$here/initrd.sh" "$here"/../rootfs/*).cpio.gz
 
 if [ ! -e "$built" ]; then
 	lock "initrd-$1-$2"
@@ -34,7 +33,8 @@ if [ ! -e "$built" ]; then
 	say "building for $(cat "$kernel/version")"
 	release=$(cat "$kernel/version")
 	mkdir -p "$SCRATCH/tree/modules"
-	(cd "$SCRATCH/tree" && cpio --quiet -idm --no-absolute-filenames <"$base")
+	"$here/../rootfs/build.sh" initrd "$SCRATCH/base" >/dev/null
+	(cd "$SCRATCH/tree" && cpio --quiet -idm --no-absolute-filenames <"$SCRATCH/base")
 	# modprobe knows the closure and the order; what is built in has no file.
 	for module in $modules; do
 		modprobe -d "$kernel" -S "$release" -n -D "$module" 2>/dev/null || true
