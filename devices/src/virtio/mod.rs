@@ -26,6 +26,8 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod worker;
 
 use crate::irq::IrqLine;

@@ -117,10 +117,10 @@ impl Chain {
         let mut indirect = false;
         let mut bytes = 0u32;
         loop {
-            left = left.checked_sub(1).ok_or(QueueError::ChainTooLong(limit))?;
             if u32::from(index) >= len {
                 return Err(QueueError::DescriptorIndex { index, len });
             }
+            left = left.checked_sub(1).ok_or(QueueError::ChainTooLong(limit))?;
             let d = descriptor(mem, table, index)?;
             if d.flags & F_INDIRECT != 0 {
                 if indirect || d.flags & F_NEXT != 0 {

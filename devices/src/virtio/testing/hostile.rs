@@ -1,0 +1,354 @@
+//! The driver from hell. Each function reads a program out of bytes, plays it
+//! against a device and panics when the device breaks a promise: property tests
+//! and fuzzers feed them the same way.
+
+use super::*;
+use crate::virtio::block::Block;
+use crate::virtio::queue::{Chain, IoVecStore, MAX_INDIRECT, QueueError};
+use crate::virtio::rng::Rng;
+
+/// A program: numbers until the bytes run out, zeroes from then on.
+pub struct Program<'a>(&'a [u8]);
+
+impl<'a> Program<'a> {
+    /// The program in `data`.
+    pub fn new(data: &'a [u8]) -> Self {
+        Self(data)
+    }
+
+    fn done(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let (head, tail) = self.0.split_at(self.0.len().min(N));
+        self.0 = tail;
+        let mut bytes = [0; N];
+        bytes[..head.len()].copy_from_slice(head);
+        bytes
+    }
+
+    fn u8(&mut self) -> u8 {
+        u8::from_le_bytes(self.bytes())
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.bytes())
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.bytes())
+    }
+
+    /// An address that is likely to hurt.
+    fn addr(&mut self) -> u64 {
+        let small = u64::from(self.u16());
+        match self.u8() % 10 {
+            0 => u64::MAX - small,
+            1 => SEAM - (small & 0x1f),
+            2 => HOLE - (small & 0x1f),
+            3 => HOLE + small,
+            4 => END - (small & 0x3ff),
+            5 => u64::from_le_bytes(self.bytes()),
+            6 => HIGH + small,
+            7 => 0x1000 + (small & 0x3fff),
+            _ => 0x8000 + small,
+        }
+    }
+
+    fn len(&mut self) -> u32 {
+        match self.u8() % 8 {
+            0 => 0,
+            1 => 1,
+            2 => u32::MAX - u32::from(self.u8()),
+            3 => self.u32(),
+            4 => 16,
+            5 => 512,
+            _ => self.u16().into(),
+        }
+    }
+
+    fn descriptor(&mut self, size: u16) -> (u64, u32, u16, u16) {
+        let (addr, len) = (self.addr(), self.len());
+        let flags = u16::from(self.u8() % 8);
+        // Mostly inside of the table, now and then not.
+        let next = if self.u8().is_multiple_of(16) { self.u16() } else { self.u16() % size };
+        (addr, len, flags, next)
+    }
+}
+
+/// Scribbles over the rings and over memory, as only a driver can.
+fn scribble(p: &mut Program<'_>, mem: &Ram, rings: &mut Rings) {
+    match p.u8() % 8 {
+        0..3 => {
+            let (at, d) = (p.u16() % rings.size, p.descriptor(rings.size));
+            rings.descriptor(mem, at, d);
+        }
+        3 => {
+            // An indirect table, and somewhere to hang it.
+            let (table, entries) = (0x8000 + u64::from(p.u16() & 0x3ff), p.u8() % 24);
+            for i in 0..entries {
+                descriptor(mem, table, i.into(), p.descriptor(entries.max(1).into()));
+            }
+            let at = p.u16() % rings.size;
+            let len = u32::from(entries) * 16 + u32::from(p.u8().is_multiple_of(16));
+            rings.descriptor(mem, at, (table, len, INDIRECT, 0));
+        }
+        4 | 5 => {
+            let head = if p.u8().is_multiple_of(32) { p.u16() } else { p.u16() % rings.size };
+            rings.offer(mem, head);
+        }
+        6 if p.u8().is_multiple_of(8) => rings.publish(mem, p.u16()),
+        6 => {}
+        _ => {
+            let (addr, bytes) = (p.addr(), p.bytes::<8>());
+            // Where there is no RAM, nothing happens.
+            let _ = mem.write_slice(&bytes, GuestAddress(addr));
+        }
+    }
+}
+
+/// A queue alone.
+pub fn queue(data: &[u8]) {
+    let p = &mut Program::new(data);
+    let mem = ram();
+    let size = 1 << (p.u8() % 6);
+    let base = if p.u8().is_multiple_of(4) { SEAM - 16 * u64::from(size / 2) } else { 0x1000 };
+    let mut rings = Rings::new(base, size);
+    let mut vq = rings.queue(64);
+    vq.set_event_idx(p.u8().is_multiple_of(2));
+    vq.validate(&mem).expect("good rings");
+    let (mut chain, mut store) = (Chain::new(), IoVecStore::new());
+    while !p.done() {
+        match p.u8() % 8 {
+            0..5 => scribble(p, &mem, &mut rings),
+            5 => {
+                // Another place for everything, which may be refused but not used.
+                let mut other = vq.clone();
+                other.set_size(p.u16());
+                other.set_desc_table_address(Some(p.u32()), None);
+                other.set_avail_ring_address(None, Some(p.u32()));
+                if other.validate(&mem).is_ok() {
+                    let _ = drain(&mut other, &mem, &mut chain, &mut store);
+                }
+            }
+            6 => {
+                let saved = vq.save();
+                let mut twin = Vq::new(64).expect("64 is fine");
+                twin.restore(&saved).expect("own state");
+                assert_eq!(twin.save(), saved);
+                vq = twin;
+            }
+            _ => {
+                if drain(&mut vq, &mem, &mut chain, &mut store).is_err() {
+                    // As after a reset of the device.
+                    vq = rings.queue(64);
+                    rings = Rings::new(base, size);
+                    rings.publish(&mem, 0);
+                }
+            }
+        }
+    }
+}
+
+/// What a device does with a queue, with every promise checked.
+fn drain(
+    vq: &mut Vq,
+    mem: &Ram,
+    chain: &mut Chain,
+    store: &mut IoVecStore,
+) -> Result<(), QueueError> {
+    vq.suppress_notifications(mem)?;
+    for _ in 0..vq.size() {
+        if !vq.pop(mem, chain)? {
+            break;
+        }
+        let first = chain.clone();
+        vq.undo_pop();
+        assert!(vq.pop(mem, chain)?, "what was given back is there again");
+        assert_eq!(&first, chain, "and the same, while nobody writes");
+        check(chain, mem, store, vq.size());
+        let written = chain.writable_len();
+        // A few bytes at both ends: it must all be there.
+        let mut byte = [0];
+        if let Some(last) = chain.readable_len().checked_sub(1) {
+            chain.read_at(mem, 0, &mut byte)?;
+            chain.read_at(mem, last, &mut byte)?;
+        }
+        assert!(chain.read_at(mem, chain.readable_len(), &mut byte).is_err());
+        assert!(chain.write_at(mem, written, &byte).is_err());
+        assert!(chain.write_at(mem, u64::MAX, &byte).is_err());
+        vq.push_used(mem, chain.head, u32::try_from(written).expect("chains are below 4 GiB"))?;
+    }
+    vq.enable_notifications(mem)?;
+    vq.needs_interrupt(mem)?;
+    assert_eq!(vq.needs_interrupt(mem), Ok(false), "nothing was pushed since");
+    Ok(())
+}
+
+fn check(chain: &Chain, mem: &Ram, store: &mut IoVecStore, size: u16) {
+    let count = chain.readable.len() + chain.writable.len();
+    assert!(count <= usize::from(size).max(MAX_INDIRECT as usize));
+    let (readable, writable) = (chain.readable_len(), chain.writable_len());
+    assert!(readable + writable <= u32::MAX.into());
+    for b in chain.readable.iter().chain(&chain.writable) {
+        let end = b.addr.0.checked_add(b.len.into()).expect("no buffer wraps");
+        assert!(b.len > 0 && (end <= HOLE || (b.addr.0 >= HIGH && end <= END)), "{b:?}");
+    }
+    for skip in [0, readable / 2, readable] {
+        let v = chain.readable_iovecs(mem, store, skip, readable - skip).expect("in RAM");
+        let sum: usize = v.as_slice().iter().map(|v| v.iov_len).sum();
+        assert_eq!(sum as u64, readable - skip);
+    }
+    assert!(chain.writable_iovecs(mem, store, 1, writable).is_err());
+}
+
+/// The bench of a block device with a disk of 64 sectors.
+pub fn block_bench() -> (Bench, MemDisk) {
+    let disk = MemDisk::new(64);
+    let device = Block::new(Box::new(disk.clone()), "serial");
+    (Bench::new(Arc::new(Mutex::new(device))), disk)
+}
+
+/// After everything: a reset, and the device reads a sector as if nothing had
+/// happened.
+fn block_still_works(bench: &mut Bench, disk: &MemDisk) {
+    disk.errno.store(0, Ordering::SeqCst);
+    bench.start(0);
+    assert!(!bench.needs_reset());
+    lock(&disk.data)[512..1024].fill(0x5a);
+    let (mem, header) = (bench.mem.clone(), 0x8000);
+    mem.write_slice(&[0; 8], GuestAddress(header)).expect("in RAM");
+    mem.write_obj(1u64, GuestAddress(header + 8)).expect("in RAM");
+    let used = bench.request(&[(header, 16)], &[(0x9000, 512), (0xa000, 1)]);
+    assert_eq!(used, Some(513));
+    let mut sector = [0; 512];
+    mem.read_slice(&mut sector, GuestAddress(0x9000)).expect("in RAM");
+    assert_eq!(sector, [0x5a; 512]);
+    assert_eq!(mem.read_obj::<u8>(GuestAddress(0xa000)).expect("in RAM"), 0);
+    assert!(bench.interrupted());
+}
+
+/// A block device whose driver has good rings and bad intentions.
+pub fn block(data: &[u8]) {
+    let p = &mut Program::new(data);
+    let (mut bench, disk) = block_bench();
+    let offered = lock(bench.transport.device()).features();
+    bench.start(offered & u64::from_le_bytes(p.bytes()));
+    let len = disk.len();
+    while !p.done() {
+        match p.u8() % 16 {
+            0..4 => scribble(p, &bench.mem.clone(), &mut bench.rings),
+            4..11 => block_request(p, &mut bench),
+            11 => disk
+                .errno
+                .store([0, 0, libc::EIO, libc::ENOSPC][p.u8() as usize % 4], Ordering::SeqCst),
+            12 => {
+                // Not through the doorbell: it is the worker's to be woken for nothing.
+                bench.worker.queue_event(p.u8().into());
+                bench.worker.source_event(p.u8().into());
+            }
+            13 => bench.transport.write(CONFIG + u64::from(p.u8()), &[p.u8()]),
+            14 if bench.needs_reset() => bench.start(offered),
+            _ => drop(bench.kick()),
+        }
+    }
+    assert_eq!(disk.len(), len);
+    block_still_works(&mut bench, &disk);
+}
+
+/// A request that may even be a good one.
+fn block_request(p: &mut Program<'_>, bench: &mut Bench) {
+    let header = 0x8000 + 16 * u64::from(p.u8() & 0x3f);
+    let kind = [0, 1, 4, 8, 11, 13, 2, u32::MAX][p.u8() as usize % 8];
+    let sector = if p.u8().is_multiple_of(8) {
+        u64::MAX / u64::from(p.u16().max(1))
+    } else {
+        u64::from(p.u8() % 72)
+    };
+    let mem = bench.mem.clone();
+    mem.write_obj(kind, GuestAddress(header)).expect("in RAM");
+    mem.write_obj(sector, GuestAddress(header + 8)).expect("in RAM");
+    let mut readable = vec![(header, 16)];
+    let mut writable = Vec::new();
+    for _ in 0..p.u8() % 4 {
+        let list = if p.u8().is_multiple_of(2) { &mut readable } else { &mut writable };
+        list.push((
+            0xa000 + 16 * u64::from(p.u8()),
+            if p.u8().is_multiple_of(4) { p.len() } else { 512 },
+        ));
+    }
+    if !p.u8().is_multiple_of(16) {
+        writable.push((0x9000, 1));
+    }
+    let head = bench.rings.chain(&mem, &readable, &writable);
+    bench.rings.offer(&mem, head);
+}
+
+/// The registers, of a block device or an entropy device.
+pub fn mmio(data: &[u8]) {
+    let p = &mut Program::new(data);
+    let (mut bench, disk) = block_bench();
+    if p.u8().is_multiple_of(4) {
+        bench = Bench::new(Arc::new(Mutex::new(Rng::new())));
+    }
+    if p.u8().is_multiple_of(2) {
+        bench.start(0);
+    }
+    let offered = lock(bench.transport.device()).features();
+    while !p.done() {
+        match p.u8() % 16 {
+            0..6 => {
+                let value = match p.u8() % 4 {
+                    0 => p.u32(),
+                    1 => p.u8().into(),
+                    2 => 1 << (p.u8() % 32),
+                    _ => p.addr() as u32,
+                };
+                // Word for word, sometimes with an offset of a byte.
+                let offset = u64::from(p.u8() & !3) + u64::from(p.u8().is_multiple_of(32));
+                bench.write(offset, value);
+            }
+            6 => {
+                let offset = u64::from(p.u16()) & 0xfff;
+                let width = 1 << (p.u8() % 4);
+                let mut data = vec![0xff; width];
+                bench.transport.read(offset, &mut data);
+                bench.transport.write(offset, &p.bytes::<8>()[..width]);
+            }
+            7 => bench.negotiate(offered & u64::from_le_bytes(p.bytes())),
+            8 => {
+                bench.rings.size = [1, 2, 3, 16, 256, 512][p.u8() as usize % 6];
+                bench.rings.desc = p.addr() & !15;
+                bench.set_up_queue();
+                bench.rings = Rings::new(0x1000, 16);
+            }
+            9 => bench.set_up_queue(),
+            10 => bench.write(STATUS, 15),
+            11 => scribble(p, &bench.mem.clone(), &mut bench.rings),
+            12 => {
+                let saved = bench.transport.save().expect("any state can be saved");
+                bench.transport.restore(&saved).expect("and restored");
+                let again = bench.transport.save().expect("as before");
+                let (mut a, mut b) = (saved.data, again.data);
+                for state in [&mut a, &mut b] {
+                    state["config_generation"] = 0.into();
+                    // A device that waits for its reset comes back without its queues.
+                    state["activated"] = false.into();
+                }
+                assert_eq!(a, b);
+            }
+            13 => drop(bench.start(0)),
+            _ => drop(bench.kick()),
+        }
+        let status = bench.read(STATUS);
+        let started = status & STATUS_DRIVER_OK != 0;
+        assert!(!started || status & STATUS_FEATURES_OK != 0, "{status:#x}");
+        let active = lock(bench.transport.device()).queues().is_some();
+        assert!(!active || started, "an active device without DRIVER_OK");
+        assert_eq!(bench.read(MAGIC_VALUE), 0x7472_6976);
+    }
+    if bench.read(DEVICE_ID) == 2 {
+        block_still_works(&mut bench, &disk);
+    }
+}
