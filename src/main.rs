@@ -1,2 +1,127 @@
-//! The command line.
-fn main() {}
+//! The command line: arguments in, plain configuration out, and at the end one
+//! line and an exit status that say what happened.
+
+mod args;
+mod doctor;
+mod logger;
+
+use args::{Args, ArgsError, Command};
+use clap::Parser;
+use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+use vmm::config::{Config, Serial};
+use vmm::console::{signals, terminal};
+use vmm::exit::{Exit, status};
+use vmm::{host, machine};
+
+/// Why nothing ran, or why it ended early.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Args(#[from] ArgsError),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error("signals: {}", args::plain(.0))]
+    Signals(io::Error),
+    #[error("standard output: {}", args::plain(.0))]
+    Output(io::Error),
+    #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
+    Json(serde_json::Error),
+}
+
+impl Error {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Args(ArgsError::NoKernel) => status::USAGE,
+            Self::Args(_) | Self::Json(_) => status::INPUT,
+            Self::Machine(error) => error.status(),
+            Self::Signals(_) => status::INTERNAL,
+            Self::Output(_) => status::OUTPUT_LOST,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(on_panic));
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        // --help and --version come this way too.
+        Err(told) if !told.use_stderr() => {
+            let printed = told.print();
+            return finish(printed.map(|()| status::OK).map_err(Error::Output));
+        }
+        Err(error) => {
+            logger::say(&args::one_line(&error));
+            return ExitCode::from(status::USAGE);
+        }
+    };
+    finish(match args.command {
+        Some(Command::Doctor { json }) => examine(json),
+        None => run(args),
+    })
+}
+
+fn finish(result: Result<u8, Error>) -> ExitCode {
+    ExitCode::from(result.unwrap_or_else(|error| {
+        logger::say(&error.to_string());
+        error.status()
+    }))
+}
+
+fn run(args: Args) -> Result<u8, Error> {
+    logger::install(args.log.into());
+    let print_config = args.print_config;
+    let config = args.into_config()?;
+    if print_config {
+        let text = serde_json::to_string_pretty(&config).map_err(Error::Json)?;
+        return print(&(text + "\n")).map(|()| status::OK);
+    }
+    let exit = run_machine(&config)?;
+    logger::say(&exit.to_string());
+    Ok(exit.status())
+}
+
+fn run_machine(config: &Config) -> Result<Exit, Error> {
+    // Before the first thread: threads take over which signals are blocked.
+    let signals = signals::signal_fd().map_err(Error::Signals)?;
+    if config.serial == Serial::Stdio && terminal::is_terminal(libc::STDIN_FILENO) {
+        signals::block_job_control().map_err(Error::Signals)?;
+    }
+    Ok(machine::run(config, signals)?)
+}
+
+fn examine(json: bool) -> Result<u8, Error> {
+    let report = host::doctor::examine();
+    if json {
+        let text = serde_json::to_string_pretty(&report).map_err(Error::Json)?;
+        print(&(text + "\n"))?;
+    } else {
+        let wrap = io::stdout().is_terminal();
+        // NO_COLOR counts when it is not empty (no-color.org).
+        let colour = wrap && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        print(&doctor::table(&report, doctor::Style { wrap, colour }))?;
+    }
+    Ok(if report.linux_guests { status::OK } else { status::HOST })
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
+}
+
+/// A fault of the monitor's own: one line, and the exit status that says so. By
+/// now the terminal is as it was: its own hook runs before this one.
+fn on_panic(info: &PanicHookInfo) {
+    let payload = info.payload();
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let place = info.location().map(|l| format!(" at {l}")).unwrap_or_default();
+    logger::say(&format!("internal error{place}: {text}: please report this"));
+    // SAFETY: _exit has no preconditions. Destructors of other threads must not
+    // run into what this one left half done.
+    unsafe { libc::_exit(status::INTERNAL.into()) }
+}

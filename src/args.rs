@@ -1,0 +1,391 @@
+//! The command line, and the configuration that comes out of it.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use vmm::config::{Config, ConfigError, Disk, Net, Serial, Size};
+
+/// The largest configuration file: far more than 16 devices need.
+const MAX_CONFIG: u64 = 1 << 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  microvm --kernel vmlinux --rootfs debian.img
+      Boots Linux from an image, with the console on this terminal.
+  microvm --kernel vmlinux --rootfs base.img,readonly=on --disk data.img \\
+          --net tap=vmtap0 --cpus 4 --memory 2G
+      A read-only root, a second disk, a network card.
+  microvm --kernel bzImage --initrd initrd.img --cmdline 'quiet' \\
+          --serial file=guest.log
+      A distribution's kernel with its initrd; no console here.
+  microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
+  microvm --config guest.json --memory 4G
+      Keeps a configuration in a file, and runs it with more memory.
+
+Configuration files:
+  FILE is JSON with the fields that --print-config shows; all but \"kernel\" may
+  be left out. An option of the command line takes the place of the file's
+  field; --disk and --net add to the file's. Paths are relative to the
+  directory that microvm is started in.
+
+Console keys (when standard input is a terminal):
+  Ctrl-a x       leave: ends microvm and the guest
+  Ctrl-a h       show these keys
+  Ctrl-a Ctrl-a  send Ctrl-a to the guest (so does Ctrl-a a)
+  All other keys reach the guest, Ctrl-c and Ctrl-z too. A pipe or a file as
+  standard input is passed byte by byte; its end does not end the guest.
+
+Exit status:
+  0        the guest powered off or rebooted, or the user left with Ctrl-a x
+  2        the command line can't be read
+  3        a file or value that was given can't be used
+  4        this host can't run the machine: see microvm doctor
+  5        the guest's kernel panicked
+  6        the guest crashed: a triple fault, or KVM gave up on it
+  7        microvm itself failed
+  8        the guest ended in order, but output could not be written
+  128 + N  ended by signal N
+";
+
+/// Run a Linux virtual machine.
+///
+/// Boots a kernel with a root file system in a small KVM virtual machine, with the
+/// guest's serial console on standard input and output.
+#[derive(Debug, Parser)]
+#[command(
+    name = "microvm",
+    version,
+    after_long_help = EXAMPLES,
+    after_help = "microvm --help tells more: examples, files, keys and exit statuses.",
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    next_line_help = true,
+    verbatim_doc_comment
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Guest kernel: a bzImage or an uncompressed ELF vmlinux
+    #[arg(long, value_name = "PATH", help_heading = "What to boot")]
+    kernel: Option<PathBuf>,
+
+    /// Image of the root file system, the guest's /dev/vda
+    ///
+    /// Completes the kernel's command line with root= and ro or rw where it
+    /// does not say otherwise. A comma in a path is written twice.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "PATH[,readonly=on|off]",
+        help_heading = "What to boot"
+    )]
+    rootfs: Option<Disk>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "PATH", help_heading = "What to boot")]
+    initrd: Option<PathBuf>,
+
+    /// Kernel command line
+    ///
+    /// console=, reboot= and panic= are added where it does not have them.
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to boot")]
+    cmdline: Option<String>,
+
+    /// Number of vCPUs, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N", help_heading = "The machine")]
+    cpus: Option<u32>,
+
+    /// Guest memory, like 512M or 2G [default: 256M]
+    #[arg(long, value_name = "SIZE", help_heading = "The machine")]
+    memory: Option<Size>,
+
+    /// Another disk; may be given more than once
+    ///
+    /// A raw image or a block device. They follow the root disk in the order
+    /// given, as /dev/vdb, /dev/vdc, and so on. serial= is what the guest
+    /// sees in /sys/block/vd*/serial.
+    #[arg(
+        verbatim_doc_comment,
+        long = "disk",
+        value_name = "path=PATH[,readonly=on|off][,serial=TEXT]",
+        help_heading = "The machine"
+    )]
+    disks: Vec<Disk>,
+
+    /// A network card on a TAP interface; may be given more than once
+    ///
+    /// Without mac= the address is derived from the interface's name.
+    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", help_heading = "The machine")]
+    nets: Vec<Net>,
+
+    /// Serial console: stdio, off or file=PATH [default: stdio]
+    ///
+    /// Output is appended to a file, and the guest gets no input then.
+    #[arg(long, value_name = "WHERE", help_heading = "The machine")]
+    serial: Option<Serial>,
+
+    /// Read a JSON file; options override or extend it
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    config: Option<PathBuf>,
+
+    /// Print the configuration as JSON, and run nothing
+    #[arg(long, help_heading = "Configuration")]
+    pub print_config: bool,
+
+    /// What to report: off, error, warn, info, debug or trace [default: warn]
+    ///
+    /// Reports go to standard error.
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "warn",
+        hide_default_value = true,
+        hide_possible_values = true,
+        help_heading = "Reports"
+    )]
+    pub log: Level,
+}
+
+/// What microvm does beside running a machine.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell what this host offers, what it lacks, and how to mend it
+    ///
+    /// Exits with 0 if Linux guests can run here, with 4 if not.
+    Doctor {
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What to report.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Level {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<Level> for log::LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Off => Self::Off,
+            Level::Error => Self::Error,
+            Level::Warn => Self::Warn,
+            Level::Info => Self::Info,
+            Level::Debug => Self::Debug,
+            Level::Trace => Self::Trace,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// Nothing to boot.
+    #[error("no kernel: give one with --kernel PATH, or as \"kernel\" in --config FILE")]
+    NoKernel,
+    /// The configuration file can't be read.
+    #[error("config {path}: {reason}: give a JSON file, as from --print-config", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file is not a configuration.
+    #[error("config {path}: {source}: compare it with the output of --print-config", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A value can't be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl Args {
+    /// The configuration that these options, and the file they name, ask for.
+    pub fn into_config(self) -> Result<Config, ArgsError> {
+        let mut config = match &self.config {
+            Some(path) => read_config(path)?,
+            None => Config::new(PathBuf::new()),
+        };
+        // What was given takes the place of what the file says.
+        set(&mut config.kernel, self.kernel);
+        set(&mut config.cmdline, self.cmdline);
+        set(&mut config.cpus, self.cpus);
+        set(&mut config.memory, self.memory);
+        set(&mut config.serial, self.serial);
+        config.rootfs = self.rootfs.or(config.rootfs);
+        config.initrd = self.initrd.or(config.initrd);
+        // What can be there many times is added.
+        config.disks.extend(self.disks);
+        config.nets.extend(self.nets);
+        if config.kernel.as_os_str().is_empty() {
+            return Err(ArgsError::NoKernel);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+fn set<T>(field: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *field = value;
+    }
+}
+
+fn read_config(path: &Path) -> Result<Config, ArgsError> {
+    let unreadable = |reason: String| ArgsError::Read { path: path.to_owned(), reason };
+    let mut text = String::new();
+    let size = File::open(path)
+        .and_then(|file| file.take(MAX_CONFIG + 1).read_to_string(&mut text))
+        .map_err(|error| unreadable(plain(&error)))?;
+    if size as u64 > MAX_CONFIG {
+        return Err(unreadable("larger than 1 MiB".to_owned()));
+    }
+    let parse = |source| ArgsError::Parse { path: path.to_owned(), source };
+    let mut value: Value = serde_json::from_str(&text).map_err(parse)?;
+    // The kernel may be given on the command line alone.
+    if let Value::Object(fields) = &mut value {
+        fields.entry("kernel").or_insert_with(|| Value::String(String::new()));
+    }
+    serde_json::from_value(value).map_err(parse)
+}
+
+/// An error without Rust's `(os error N)`.
+pub fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((plain, _)) => plain.to_owned(),
+        None => text,
+    }
+}
+
+/// What clap says about a command line, in one line.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut parts: Vec<&str> = Vec::new();
+    for line in text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")) {
+        if !line.is_empty() && !line.starts_with("For more information") {
+            parts.push(line);
+        }
+    }
+    let joined = parts.join(" ").replace(" tip: ", "; ");
+    let joined = joined.strip_prefix("error: ").unwrap_or(&joined);
+    format!("{joined}: see microvm --help")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::io::Write;
+
+    fn config(words: &[&str]) -> Result<Config, ArgsError> {
+        let words = ["microvm"].iter().chain(words);
+        Args::try_parse_from(words).unwrap().into_config()
+    }
+
+    fn complaint(words: &[&str]) -> String {
+        let words = ["microvm"].iter().chain(words);
+        one_line(&Args::try_parse_from(words).unwrap_err())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        for help in [Args::command().render_help(), Args::command().render_long_help()] {
+            for line in help.to_string().lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_make_a_configuration() {
+        let made = config(&[
+            "--kernel",
+            "k",
+            "--rootfs",
+            "r,readonly=on",
+            "--initrd",
+            "i",
+            "--cmdline",
+            "-a b",
+            "--cpus",
+            "2",
+            "--memory",
+            "1G",
+            "--disk",
+            "path=a",
+            "--disk",
+            "b,serial=S",
+            "--net",
+            "tap=t0",
+            "--serial",
+            "off",
+        ])
+        .unwrap();
+        let mut wanted = Config::new("k");
+        wanted.rootfs = Some("r,readonly=on".parse().unwrap());
+        wanted.initrd = Some("i".into());
+        wanted.cmdline = "-a b".into();
+        wanted.cpus = 2;
+        wanted.memory = Size(1 << 30);
+        wanted.disks = vec!["a".parse().unwrap(), "b,serial=S".parse().unwrap()];
+        wanted.nets = vec!["tap=t0".parse().unwrap()];
+        wanted.serial = Serial::Off;
+        assert_eq!(made, wanted);
+    }
+
+    #[test]
+    fn options_override_and_extend_the_file() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(
+            br#"{"cpus": 3, "memory": "64M", "cmdline": "quiet", "disks": [{"path": "a"}]}"#,
+        )
+        .unwrap();
+        let path = file.path().to_str().unwrap();
+        let made = config(&["--config", path, "--kernel", "k", "--memory", "128M", "--disk", "b"])
+            .unwrap();
+        assert_eq!((made.cpus, made.memory), (3, Size(128 << 20)));
+        assert_eq!(made.cmdline, "quiet");
+        let disks: Vec<_> = made.disks.iter().map(|d| d.path.to_str().unwrap()).collect();
+        assert_eq!(disks, ["a", "b"]);
+        assert!(matches!(config(&["--config", path]), Err(ArgsError::NoKernel)));
+    }
+
+    #[test]
+    fn complaints_are_one_line_and_name_the_option() {
+        for (words, part) in [
+            (&["--memory", "1X"][..], "--memory"),
+            (&["--cpus", "x"], "--cpus"),
+            (&["--cpsu", "1"], "--cpus"),
+            (&["--disk", "a,colour=red"], "colour"),
+            (&["--kernel", "a", "--kernel", "b"], "--kernel"),
+            (&["--log", "loud"], "debug"),
+            (&["doctor", "--jsn"], "--json"),
+            (&["stray"], "stray"),
+            (&["--kernel"], "--kernel"),
+        ] {
+            let text = complaint(words);
+            assert!(!text.contains('\n') && text.contains(part), "{text}");
+            assert!(!text.starts_with("error"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Options, configuration files, and what is said when they are wrong.
+
+use crate::{microvm, refused, run, stderr, stdout};
+use std::io::Write;
+use tempfile::NamedTempFile;
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+/// Runs with `--config` a file of this text and `--print-config`.
+fn print_config(text: &str, words: &[&str]) -> std::process::Output {
+    let file = file(text);
+    microvm().arg("--config").arg(file.path()).args(words).arg("--print-config").output().unwrap()
+}
+
+#[test]
+fn help_documents_everything() {
+    let output = run(&["--help"]);
+    let text = stdout(&output);
+    assert!(output.status.success());
+    assert_eq!(stderr(&output), "");
+    for word in [
+        "--kernel",
+        "--rootfs",
+        "--initrd",
+        "--cmdline",
+        "--cpus",
+        "--memory",
+        "--disk",
+        "--net",
+        "--serial",
+        "--config",
+        "--print-config",
+        "--log",
+        "doctor",
+        "Examples:",
+        "Exit status:",
+        "Ctrl-a x",
+        "What to boot:",
+        "The machine:",
+    ] {
+        assert!(text.contains(word), "{word} is missing in\n{text}");
+    }
+    assert!(stdout(&run(&["-h"])).len() < text.len(), "-h is the short one");
+    assert!(stdout(&run(&["--version"])).starts_with("microvm "));
+}
+
+#[test]
+fn a_command_line_that_cannot_be_read_is_refused_in_one_line() {
+    for (words, part) in [
+        (&[][..], "--kernel"),
+        (&["--kernel"], "--kernel"),
+        (&["--kernel", "k", "--memory", "lots"], "--memory"),
+        (&["--kernel", "k", "--cpus", "-1"], "-1"),
+        (&["--kernel", "k", "--disk", "a,colour=red"], "colour"),
+        (&["--kernel", "k", "--net", "tap="], "tap="),
+        (&["--kernel", "k", "--serial", "printer"], "stdio"),
+        (&["--kernel", "k", "--bios", "x"], "--bios"),
+        (&["--kernel", "k", "doctor"], "doctor"),
+        (&["k"], "k"),
+    ] {
+        let text = refused(&run(words), 2);
+        assert!(text.contains(part), "{words:?}: {text}");
+    }
+}
+
+#[test]
+fn values_that_no_machine_can_have_are_refused() {
+    for (words, part) in [
+        (["--cpus", "0"], "1 to 32"),
+        (["--cpus", "33"], "1 to 32"),
+        (["--memory", "1M"], "32M"),
+        (["--cmdline", "a\nb"], "one line"),
+    ] {
+        let text = refused(&run(&[&["--kernel", "k"], &words[..]].concat()), 3);
+        assert!(text.contains(part), "{words:?}: {text}");
+    }
+}
+
+#[test]
+fn what_is_printed_can_be_read_again() {
+    let words = [
+        "--kernel",
+        "/boot/k",
+        "--rootfs",
+        "r,,1.img,readonly=on",
+        "--initrd",
+        "i",
+        "--cmdline",
+        "quiet \"q\"",
+        "--cpus",
+        "4",
+        "--memory",
+        "1536M",
+        "--disk",
+        "path=a,serial=S1",
+        "--disk",
+        "b",
+        "--net",
+        "tap=t0,mac=02:00:00:00:00:01",
+        "--serial",
+        "file=log",
+        "--print-config",
+    ];
+    let first = run(&words);
+    assert!(first.status.success(), "{}", stderr(&first));
+    let again = print_config(&stdout(&first), &[]);
+    assert_eq!(stdout(&again), stdout(&first));
+    assert!(stdout(&first).contains("\"memory\": \"1536M\""));
+    let fewer = print_config(&stdout(&first), &["--memory", "64M", "--disk", "c"]);
+    let text = stdout(&fewer);
+    assert!(
+        text.contains("\"64M\"") && text.contains("\"S1\"") && text.contains("\"c\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn configuration_files_that_are_none_are_refused() {
+    for (text, part) in [
+        ("", "EOF"),
+        ("{\"kernel\": ", "line 1"),
+        ("[]", "struct Config"),
+        ("{\"kernel\": \"k\", \"colour\": 1}", "colour"),
+        ("{\"kernel\": \"k\", \"memory\": \"1Q\"}", "1Q"),
+        ("{\"kernel\": \"k\", \"cpus\": 99}", "1 to 32"),
+    ] {
+        let output = print_config(text, &[]);
+        let said = refused(&output, 3);
+        assert!(said.contains(part), "{text}: {said}");
+    }
+    assert!(refused(&print_config("{}", &[]), 2).contains("--kernel"));
+    let large = format!("{{\"kernel\": \"{}\"}}", "k".repeat(2 << 20));
+    assert!(refused(&print_config(&large, &[]), 3).contains("1 MiB"));
+    for path in ["/nonexistent/config", "/", "/dev/null", "/dev/zero"] {
+        let text = refused(&run(&["--config", path, "--print-config"]), 3);
+        assert!(text.contains(path), "{text}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_told() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = microvm().args(["--kernel", "k", "--print-config"]).stdout(full).output().unwrap();
+    assert!(refused(&output, 8).contains("standard output"));
+}
+
+#[test]
+fn kernels_that_cannot_be_opened_are_named() {
+    let empty = file("");
+    for path in ["/nonexistent/vmlinux", "/", empty.path().to_str().unwrap()] {
+        let text = refused(&run(&["--kernel", path, "--serial", "off"]), 3);
+        assert!(text.contains(path), "{text}");
+    }
+}
