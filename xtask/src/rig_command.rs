@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use rig::job::Trace;
 use rig::{Emulation, Options, Place};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -42,6 +43,12 @@ pub struct RigArguments {
     /// Set a variable, NAME=VALUE; may be repeated
     #[arg(long, value_parser = parse_variable)]
     env: Vec<(OsString, OsString)>,
+    /// Report when guests write to port 0x80, and the run's time
+    #[arg(long)]
+    marker: bool,
+    /// Report exits by cause (which itself takes time), besides --marker
+    #[arg(long)]
+    exits: bool,
     /// Use the rig even where this host's own KVM could do it
     #[arg(long)]
     always: bool,
@@ -54,6 +61,12 @@ impl RigArguments {
     /// Runs it; returns the exit status.
     pub fn run(self) -> Result<u8> {
         let emulated = self.vtx || self.count || self.npt == 0 || self.always;
+        let trace = match (self.exits, self.marker) {
+            (true, _) => Trace::Exits,
+            (false, true) => Trace::Marker,
+            (false, false) => Trace::Nothing,
+        };
+        let emulated = emulated || trace != Trace::Nothing;
         let mut emulation = if self.vtx { Emulation::Vtx } else { Emulation::Svm };
         if !emulated {
             match rig::place()? {
@@ -61,7 +74,7 @@ impl RigArguments {
                 Place::Rig(chosen) => emulation = chosen,
             }
         }
-        let standard = Options::default();
+        let standard_limit = Options::default().limit;
         let options = Options {
             emulation,
             count: self.count,
@@ -71,13 +84,13 @@ impl RigArguments {
             limit: match self.timeout {
                 Some(seconds) => Some(Duration::from_secs(seconds)),
                 None if self.tty => None,
-                None => standard.limit,
+                None => standard_limit,
             },
             stdin: self.stdin,
             terminal: self.tty,
             files: self.file,
+            trace,
             environment: self.env,
-            ..standard
         };
         options.run(&self.command)
     }

@@ -27,6 +27,8 @@ pub enum Kind {
     /// To the caller: the command has ended; one byte, its status as a shell
     /// would say it (128 + n for a signal). Always the last frame.
     Exit = b'X',
+    /// To the caller: what tracing saw, as text.
+    Report = b'R',
     /// To the caller: the rig itself failed; a message for the user.
     Failure = b'F',
     /// To the rig: bytes of standard input; none at all means end of file.
@@ -44,6 +46,7 @@ impl Kind {
             b'1' => Self::Stdout,
             b'2' => Self::Stderr,
             b'X' => Self::Exit,
+            b'R' => Self::Report,
             b'F' => Self::Failure,
             b'0' => Self::Stdin,
             b'W' => Self::Window,

@@ -11,10 +11,12 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const SOURCES: &[&str] = &[
     include_str!("frame.rs"),
     include_str!("job.rs"),
+    include_str!("exits.rs"),
     include_str!("bin/rig-init/main.rs"),
     include_str!("bin/rig-init/child.rs"),
     include_str!("bin/rig-init/relay.rs"),
     include_str!("bin/rig-init/system.rs"),
+    include_str!("bin/rig-init/trace.rs"),
 ];
 
 /// The built program.

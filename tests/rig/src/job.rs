@@ -40,6 +40,17 @@ pub enum Line {
     Serial,
 }
 
+/// What is watched while the command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trace {
+    /// Nothing.
+    Nothing,
+    /// When guests write to the marker port.
+    Marker,
+    /// That, and every exit by cause.
+    Exits,
+}
+
 /// Size of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -66,6 +77,8 @@ pub struct Job {
     pub terminal: Option<Window>,
     /// Whether standard input comes from the caller (otherwise `/dev/null`).
     pub stdin: bool,
+    /// What to watch and report.
+    pub trace: Trace,
     /// Modules to load, in order, before the root is mounted: file name, then
     /// parameters.
     pub early_modules: Vec<String>,
@@ -110,6 +123,11 @@ impl Job {
         if self.stdin {
             put("stdin", OsStr::new("yes"));
         }
+        match self.trace {
+            Trace::Nothing => {}
+            Trace::Marker => put("trace", OsStr::new("marker")),
+            Trace::Exits => put("trace", OsStr::new("exits")),
+        }
         for module in &self.early_modules {
             put("early-module", OsStr::new(module));
         }
@@ -129,6 +147,7 @@ impl Job {
             line: Line::Port,
             terminal: None,
             stdin: false,
+            trace: Trace::Nothing,
             early_modules: Vec::new(),
             modules: Vec::new(),
         };
@@ -158,6 +177,13 @@ impl Job {
                     }
                 }
                 b"terminal" => job.terminal = Some(parse_window(&text()?)?),
+                b"trace" => {
+                    job.trace = match value {
+                        b"marker" => Trace::Marker,
+                        b"exits" => Trace::Exits,
+                        _ => bail!("unknown trace in the job"),
+                    }
+                }
                 b"stdin" => job.stdin = true,
                 b"early-module" => job.early_modules.push(text()?),
                 b"module" => job.modules.push(text()?),
@@ -193,6 +219,7 @@ mod tests {
             line: Line::Serial,
             terminal: Some(Window { rows: 24, columns: 80 }),
             stdin: true,
+            trace: Trace::Exits,
             early_modules: vec!["9p.ko".into()],
             modules: vec!["kvm-amd.ko npt=0".into()],
         }

@@ -9,6 +9,7 @@
 mod cache;
 mod closure;
 mod cpio;
+pub mod exits;
 pub mod frame;
 mod init_binary;
 mod initramfs;

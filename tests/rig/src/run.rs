@@ -1,9 +1,10 @@
 //! The interface: a command, some options, a run.
 
 use crate::cache::Scratch;
-use crate::job::{Job, Line, Root};
+use crate::exits::Report;
+use crate::job::{Job, Line, Root, Trace};
 use crate::place::Emulation;
-use crate::session::{self, Terms};
+use crate::session::{self, Ended, Terms};
 use crate::{svm, terminal, vtx};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
@@ -34,6 +35,9 @@ pub struct Options {
     /// Files and directories to pack where the host's are out of reach
     /// (`count`, VT-x), besides those the command line names.
     pub files: Vec<PathBuf>,
+    /// What to watch while the command runs; shown at the end, or returned by
+    /// [`Options::output`].
+    pub trace: Trace,
     /// Variables to set, besides the caller's environment.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -50,6 +54,7 @@ impl Default for Options {
             stdin: false,
             terminal: false,
             files: Vec::new(),
+            trace: Trace::Nothing,
             environment: Vec::new(),
         }
     }
@@ -64,19 +69,35 @@ pub struct Output {
     pub stdout: Vec<u8>,
     /// Everything on standard error.
     pub stderr: Vec<u8>,
+    /// What tracing saw, if that was asked for.
+    pub report: Option<Report>,
 }
 
 impl Options {
     /// Runs a command on the caller's own output streams; returns its status.
     pub fn run(&self, command: &[OsString]) -> Result<u8> {
-        self.run_on(command, &mut io::stdout(), &mut io::stderr())
+        let ended = self.run_on(command, &mut io::stdout(), &mut io::stderr())?;
+        if let Some(report) = self.report(&ended)? {
+            eprint!("{report}");
+        }
+        Ok(ended.status)
     }
 
     /// Runs a command and collects what it says.
     pub fn output(&self, command: &[OsString]) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let status = self.run_on(command, &mut stdout, &mut stderr)?;
-        Ok(Output { status, stdout, stderr })
+        let ended = self.run_on(command, &mut stdout, &mut stderr)?;
+        let report = self.report(&ended)?;
+        Ok(Output { status: ended.status, stdout, stderr, report })
+    }
+
+    fn report(&self, ended: &Ended) -> Result<Option<Report>> {
+        // A run cut short by a signal or its time limit has none.
+        if self.trace == Trace::Nothing || ended.report.is_empty() {
+            return Ok(None);
+        }
+        let report = Report::parse(&ended.report).context("the rig's report is garbled")?;
+        Ok(Some(report))
     }
 
     fn run_on(
@@ -84,7 +105,7 @@ impl Options {
         command: &[OsString],
         stdout: &mut dyn Write,
         stderr: &mut dyn Write,
-    ) -> Result<u8> {
+    ) -> Result<Ended> {
         if command.is_empty() {
             bail!("no command to run in the rig");
         }
@@ -124,6 +145,7 @@ impl Options {
             line: Line::Port,
             terminal: self.terminal.then(terminal::window),
             stdin: self.stdin,
+            trace: self.trace,
             early_modules: Vec::new(),
             modules: Vec::new(),
         })

@@ -86,8 +86,16 @@ impl Drop for Emulator {
     }
 }
 
-/// Runs `command` until its last frame; returns the status of what ran inside.
-pub fn run(command: Command, feed: Feed, terms: Terms<'_>) -> Result<u8> {
+/// How a run ended.
+pub struct Ended {
+    /// The status of what ran inside.
+    pub status: u8,
+    /// What tracing saw; empty without tracing.
+    pub report: String,
+}
+
+/// Runs `command` until its last frame.
+pub fn run(command: Command, feed: Feed, terms: Terms<'_>) -> Result<Ended> {
     let signals = Signals::catch()?;
     let raw = terms.terminal.then(terminal::RawMode::enter).flatten();
     let console = terms.console;
@@ -96,6 +104,7 @@ pub fn run(command: Command, feed: Feed, terms: Terms<'_>) -> Result<u8> {
         feed,
         terms,
         decoder: Decoder::default(),
+        report: Vec::new(),
         outgoing: Vec::new(),
         reader: None,
         input_open: true,
@@ -107,13 +116,15 @@ pub fn run(command: Command, feed: Feed, terms: Terms<'_>) -> Result<u8> {
     let outcome = session.serve(&emulator, signals.as_ref());
     drop(emulator);
     drop(raw);
+    let report = String::from_utf8_lossy(&session.report).into_owned();
+    let ended = |status| Ok(Ended { status, report });
     match outcome {
-        Ok(End::Status(status)) => Ok(status),
-        Ok(End::Signal(signal)) => Ok((128 + signal) as u8),
+        Ok(End::Status(status)) => ended(status),
+        Ok(End::Signal(signal)) => ended((128 + signal) as u8),
         Ok(End::TimedOut(limit)) => {
             eprintln!("rig: stopped after the time limit of {} s", limit.as_secs());
             show_console(console);
-            Ok(TIMED_OUT)
+            ended(TIMED_OUT)
         }
         Err(error) => {
             show_console(console);
@@ -132,6 +143,7 @@ struct Session<'a> {
     feed: Feed,
     terms: Terms<'a>,
     decoder: Decoder,
+    report: Vec<u8>,
     outgoing: Vec<u8>,
     reader: Option<File>,
     input_open: bool,
@@ -277,6 +289,7 @@ impl Session<'_> {
             Kind::Failure => {
                 bail!("in the rig: {}", String::from_utf8_lossy(&frame.payload))
             }
+            Kind::Report => self.report.extend_from_slice(&frame.payload),
             Kind::Started => {
                 if std::env::var_os("MICROVM_RIG_VERBOSE").is_some() {
                     eprintln!("rig: up after {:.1} s", self.started.elapsed().as_secs_f64());

@@ -8,10 +8,11 @@
 mod child;
 mod relay;
 mod system;
+mod trace;
 
 use anyhow::{Context, Result};
 use rig::frame::Kind;
-use rig::job::{self, Job, Root};
+use rig::job::{self, Job, Root, Trace};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -47,6 +48,10 @@ fn run() -> Result<()> {
         return line.send(Kind::Failure, format!("{error:#}").as_bytes());
     }
     line.send(Kind::Started, b"")?;
+    let tracing = match trace::start(job.trace) {
+        Ok(tracing) => tracing,
+        Err(error) => return line.send(Kind::Failure, format!("{error:#}").as_bytes()),
+    };
     let status = match child::Child::start(&job, SCRATCH) {
         Ok(child) => relay::run(child, &mut line)?,
         Err(error) => {
@@ -54,6 +59,9 @@ fn run() -> Result<()> {
             COMMAND_NOT_FOUND
         }
     };
+    if job.trace != Trace::Nothing {
+        line.send(Kind::Report, tracing.report()?.as_bytes())?;
+    }
     system::sync();
     line.send(Kind::Exit, &[status])
 }

@@ -1,0 +1,96 @@
+//! What the kernel's tracepoints say about the command's guests.
+//!
+//! Histogram triggers count inside the kernel: no buffer can overflow, and in a
+//! counting run the figures repeat exactly. They do cost instructions at every
+//! exit, so exits and time are asked for separately.
+
+use anyhow::{Context, Result};
+use rig::exits::{EVENTS, MARKER_PORT};
+use rig::job::Trace;
+use std::fmt::Write;
+use std::fs;
+use std::time::Instant;
+
+const TRACING: &str = "/sys/kernel/tracing";
+
+/// Tracing in progress.
+pub struct Tracing {
+    what: Trace,
+    started: Instant,
+    started_mono: u128,
+}
+
+/// Starts tracing; the clock runs from here.
+pub fn start(what: Trace) -> Result<Tracing> {
+    let put = |file: &str, text: &str| {
+        let path = format!("{TRACING}/{file}");
+        fs::write(&path, text).with_context(|| format!("writing {text} to {path}"))
+    };
+    if what != Trace::Nothing {
+        // Only the marker goes to the buffer, on the clock we read ourselves.
+        put("trace_clock", "mono")?;
+        put("events/kvm/kvm_pio/filter", &format!("port == {MARKER_PORT:#x}"))?;
+        put("events/kvm/kvm_pio/enable", "1")?;
+    }
+    if what == Trace::Exits {
+        for (event, key) in EVENTS {
+            let trigger = format!("hist:keys={key}:size=4096");
+            put(&format!("events/kvm/{event}/trigger"), &trigger)?;
+        }
+    }
+    Ok(Tracing { what, started: Instant::now(), started_mono: monotonic_nanoseconds() })
+}
+
+impl Tracing {
+    /// What was seen until now, in lines of `name key value`.
+    pub fn report(&self) -> Result<String> {
+        let mut text = format!("clock - {}\n", self.started.elapsed().as_nanos());
+        if self.what == Trace::Nothing {
+            return Ok(text);
+        }
+        let trace = fs::read_to_string(format!("{TRACING}/trace"))?;
+        for line in trace.lines().filter(|line| !line.starts_with('#')) {
+            if let Some((at, value)) = parse_marker(line) {
+                let since = at.saturating_sub(self.started_mono);
+                writeln!(text, "marker {value:#x} {since}")?;
+            }
+        }
+        if self.what == Trace::Exits {
+            for (event, _) in EVENTS {
+                let path = format!("{TRACING}/events/kvm/{event}/hist");
+                let table = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+                for (key, count) in table.lines().filter_map(parse_bucket) {
+                    writeln!(text, "{event} {key} {count}")?;
+                }
+            }
+        }
+        Ok(text)
+    }
+}
+
+fn monotonic_nanoseconds() -> u128 {
+    // SAFETY: `timespec` is plain data, written by the call.
+    let now = unsafe {
+        let mut now: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now);
+        now
+    };
+    now.tv_sec as u128 * 1_000_000_000 + now.tv_nsec as u128
+}
+
+/// `{ port:         96 } hitcount:         16`
+fn parse_bucket(line: &str) -> Option<(u64, u64)> {
+    let (key, count) = line.strip_prefix('{')?.split_once("} hitcount:")?;
+    let key = key.split_once(':')?.1.trim();
+    Some((key.parse().ok()?, count.trim().parse().ok()?))
+}
+
+/// `microvm-120 [000] d..1. 1.234567: kvm_pio: pio_write at 0x80 size 1 count 1 val 0x7b`
+fn parse_marker(line: &str) -> Option<(u128, u64)> {
+    let (before, after) = line.split_once(": kvm_pio: pio_write")?;
+    let (seconds, fraction) = before.split_whitespace().last()?.split_once('.')?;
+    let value = after.split_once("val 0x")?.1.split_whitespace().next()?;
+    let scale = 10u128.checked_pow(9u32.checked_sub(u32::try_from(fraction.len()).ok()?)?)?;
+    let at = seconds.parse::<u128>().ok()? * 1_000_000_000 + fraction.parse::<u128>().ok()? * scale;
+    Some((at, u64::from_str_radix(value, 16).ok()?))
+}
