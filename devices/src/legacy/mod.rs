@@ -1,9 +1,10 @@
 //! Devices of the PC that every kernel knows: serial port, keyboard
-//! controller, real-time clock, power management, pvpanic, POST port.
+//! controller, system control port, real-time clock, power management, pvpanic, POST port.
 
 pub mod debug;
 pub mod i8042;
 pub mod pm;
+pub mod port61;
 pub mod power;
 pub mod pvpanic;
 pub mod rtc;

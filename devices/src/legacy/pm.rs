@@ -1,8 +1,35 @@
-//! Power management of a hardware-reduced ACPI machine (ACPI 6.5, 4.8.3.7 and
-//! 4.8.3.6): sleep control and status, and the reset register, a byte each.
+//! Power management of a hardware-reduced ACPI machine (ACPI 6.5): sleep control
+//! and status (4.8.3.7), the reset register (4.8.3.6), and the power button as
+//! an event of the Generic Event Device (5.6.9). One byte each:
+//!
+//! | port | register | |
+//! | --- | --- | --- |
+//! | 0x600 | `SLEEP_CONTROL_REG` | write `SLP_EN` with `SLP_TYPx` 5: power off |
+//! | 0x601 | `SLEEP_STATUS_REG` | reads 0: no wake status |
+//! | 0x602 | `RESET_REG` | write: reset |
+//! | 0x604 | events of the GED | read: what happened, and clears it |
+//!
+//! What the DSDT says of the button:
+//!
+//! ```text
+//! Device (GED) {
+//!     Name (_HID, "ACPI0013")
+//!     Name (_CRS, ResourceTemplate () { Interrupt (ResourceConsumer, Edge, ActiveHigh) { gsi } })
+//!     OperationRegion (EVTR, SystemIO, 0x604, 1)
+//!     Field (EVTR, ByteAcc) { EVTS, 8 }
+//!     Method (_EVT, 1, Serialized) {
+//!         Local0 = EVTS
+//!         If (Local0 & 1) { Notify (PWRB, 0x80) }
+//!     }
+//! }
+//! Device (PWRB) { Name (_HID, "PNP0C0C") }
+//! ```
 
 use super::power::{PowerLine, PowerRequest};
 use crate::bus::BusDevice;
+use crate::irq::IrqLine;
+use crate::state::{Saved, StateError};
+use serde::{Deserialize, Serialize};
 
 /// `SLEEP_CONTROL_REG`.
 pub const SLEEP_CONTROL: u16 = 0x600;
@@ -12,6 +39,10 @@ pub const SLEEP_STATUS: u16 = 0x601;
 pub const RESET: u16 = 0x602;
 /// Ports from [`SLEEP_CONTROL`] on.
 pub const SIZE: u64 = 3;
+/// Events of the Generic Event Device, the port of [`PowerButton`].
+pub const GED_EVENTS: u16 = 0x604;
+/// Ports of [`PowerButton`].
+pub const GED_SIZE: u64 = 1;
 
 /// Sleep control: enter the sleep state.
 const SLP_EN: u8 = 1 << 5;
@@ -50,10 +81,67 @@ impl BusDevice for PowerManagement {
     }
 }
 
+/// Event: the power button was pressed.
+const EVENT_POWER_BUTTON: u8 = 1 << 0;
+
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    events: u8,
+}
+
+/// The machine's power button, at [`GED_EVENTS`].
+pub struct PowerButton {
+    irq: IrqLine,
+    events: u8,
+}
+
+impl PowerButton {
+    /// A button that interrupts through `irq`, edge-triggered.
+    pub fn new(irq: IrqLine) -> Self {
+        Self { irq, events: 0 }
+    }
+
+    /// Asks the guest to shut down. It may take its time, or not listen.
+    pub fn press(&mut self) {
+        self.events |= EVENT_POWER_BUTTON;
+        self.irq.raise();
+    }
+
+    /// The button's state.
+    pub fn save(&self) -> Result<Saved, StateError> {
+        Saved::new("power button", VERSION, &State { events: self.events })
+    }
+
+    /// Takes over a saved state. An event that the guest had not read yet is
+    /// announced again.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        let State { events } = saved.open("power button", VERSION)?;
+        self.events = events;
+        if events != 0 {
+            self.irq.raise();
+        }
+        Ok(())
+    }
+}
+
+impl BusDevice for PowerButton {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        if let [byte] = data {
+            *byte = std::mem::take(&mut self.events);
+        }
+    }
+
+    fn write(&mut self, _offset: u64, _data: &[u8]) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::legacy::power::testing::recorder;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn only_s5_with_enable_powers_off() {
@@ -70,5 +158,56 @@ mod tests {
         let mut b = [0xff];
         dev.read(1, &mut b);
         assert_eq!(b, [0]);
+    }
+
+    fn button() -> (PowerButton, IrqLine) {
+        let irq = IrqLine::new().unwrap();
+        (PowerButton::new(irq.try_clone().unwrap()), irq)
+    }
+
+    #[test]
+    fn a_press_is_read_once() {
+        let (mut button, irq) = button();
+        let mut b = [0xff];
+        button.read(0, &mut b);
+        assert_eq!(b, [0]);
+        button.press();
+        button.press();
+        assert!(irq.eventfd().read().is_ok());
+        for expected in [EVENT_POWER_BUTTON, 0] {
+            button.read(0, &mut b);
+            assert_eq!(b, [expected]);
+        }
+    }
+
+    #[test]
+    fn a_press_survives_a_restoration() {
+        let (mut a, _irq) = button();
+        a.press();
+        let (mut b, irq) = button();
+        b.restore(&a.save().unwrap()).unwrap();
+        assert!(irq.eventfd().read().is_ok());
+        let mut event = [0xff];
+        b.read(0, &mut event);
+        assert_eq!(event, [EVENT_POWER_BUTTON]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_accesses_make_them_panic(
+            accesses in vec((any::<bool>(), 0..SIZE, vec(any::<u8>(), 1..5)), 0..100)
+        ) {
+            let (mut button, _irq) = button();
+            let mut dev = PowerManagement::new(recorder().0);
+            for (write, offset, mut data) in accesses {
+                if write {
+                    dev.write(offset, &data);
+                    button.write(offset, &data);
+                } else {
+                    dev.read(offset, &mut data);
+                    button.read(offset, &mut data);
+                }
+            }
+        }
     }
 }

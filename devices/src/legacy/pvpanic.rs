@@ -31,8 +31,12 @@ impl BusDevice for PvPanic {
     }
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
-        if matches!(data, [byte] if byte & PANICKED != 0) {
-            self.power.request(PowerRequest::Panic);
+        match data {
+            [byte] if byte & PANICKED != 0 => self.power.request(PowerRequest::Panic),
+            [byte] if byte & CRASH_LOADED != 0 => {
+                log::info!("the guest panicked and goes on in its crash kernel");
+            }
+            _ => {}
         }
     }
 }
@@ -48,8 +52,13 @@ mod tests {
         let mut dev = PvPanic::new(line);
         dev.write(0, &[CRASH_LOADED]);
         dev.write(0, &[]);
+        dev.write(0, &[PANICKED, 0]);
+        dev.write(0, &[!(PANICKED | CRASH_LOADED)]);
         assert!(seen.lock().unwrap().is_empty());
         dev.write(0, &[PANICKED]);
         assert_eq!(*seen.lock().unwrap(), [PowerRequest::Panic]);
+        let mut events = [0xff];
+        dev.read(0, &mut events);
+        assert_eq!(events, [PANICKED | CRASH_LOADED]);
     }
 }

@@ -44,6 +44,11 @@ const D_VALID: u8 = 1 << 7;
 /// Hours: afternoon, in 12-hour mode.
 const PM: u8 = 1 << 7;
 
+/// Bytes of RAM, the clock's registers included.
+const RAM_SIZE: usize = 128;
+/// Years that two registers of one byte can be made to show.
+const YEARS: std::ops::Range<i64> = 0..20_000;
+
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,12 +58,13 @@ struct State {
     b: u8,
     /// Seconds that the guest's clock is ahead of the host's.
     offset: i64,
-    /// The time that is being set, while `B_SET` holds.
-    frozen: Option<i64>,
+    /// The date as it is being set, while `B_SET` holds: the guest writes one
+    /// field after the other, and on the way there the date may not exist.
+    frozen: Option<Date>,
     ram: Vec<u8>,
 }
 
-/// An MC146818 with 128 bytes.
+/// An MC146818 with 128 bytes of RAM.
 pub struct Rtc {
     state: State,
     now: fn() -> i64,
@@ -82,8 +88,14 @@ impl Rtc {
     }
 
     fn with_clock(now: fn() -> i64) -> Self {
-        let state =
-            State { index: 0, a: A_DEFAULT, b: B_24H, offset: 0, frozen: None, ram: vec![0; 128] };
+        let state = State {
+            index: 0,
+            a: A_DEFAULT,
+            b: B_24H,
+            offset: 0,
+            frozen: None,
+            ram: vec![0; RAM_SIZE],
+        };
         Self { state, now }
     }
 
@@ -95,16 +107,32 @@ impl Rtc {
     /// Takes over a saved state.
     pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
         let state: State = saved.open("rtc", VERSION)?;
-        if state.ram.len() != 128 {
-            let reason = format!("{} bytes of RAM, not 128", state.ram.len());
-            return Err(StateError::Invalid { kind: "rtc", reason });
+        let invalid = |reason| Err(StateError::Invalid { kind: "rtc", reason });
+        if state.ram.len() != RAM_SIZE {
+            return invalid(format!("{} bytes of RAM, not {RAM_SIZE}", state.ram.len()));
+        }
+        if usize::from(state.index) >= RAM_SIZE {
+            return invalid(format!("register {:#x} is selected", state.index));
+        }
+        if let Some(date) = state.frozen
+            && !YEARS.contains(&date.year)
+        {
+            return invalid(format!("the year {}", date.year));
         }
         self.state = state;
         Ok(())
     }
 
-    fn time(&self) -> i64 {
-        self.state.frozen.unwrap_or_else(|| (self.now)().saturating_add(self.state.offset))
+    /// What the registers show.
+    fn date(&self) -> Date {
+        self.state
+            .frozen
+            .unwrap_or_else(|| Date::from_unix((self.now)().saturating_add(self.state.offset)))
+    }
+
+    /// From now on the clock shows `date`.
+    fn set_date(&mut self, date: Date) {
+        self.state.offset = date.to_unix().saturating_sub((self.now)());
     }
 
     /// Binary to the format that register B asks for.
@@ -117,7 +145,7 @@ impl Rtc {
     }
 
     fn get(&self, index: u8) -> u8 {
-        let date = Date::from_unix(self.time());
+        let date = self.date();
         match index {
             SECONDS => self.encode(date.second),
             MINUTES => self.encode(date.minute),
@@ -140,12 +168,12 @@ impl Rtc {
         if self.state.b & B_24H != 0 {
             return self.encode(hour);
         }
-        let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelve = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(twelve) | if hour >= 12 { PM } else { 0 }
     }
 
     fn set(&mut self, index: u8, value: u8) {
-        let mut date = Date::from_unix(self.time());
+        let mut date = self.date();
         let plain = self.decode(value);
         match index {
             SECONDS => date.second = plain,
@@ -165,19 +193,18 @@ impl Rtc {
             REG_C | REG_D => return,
             _ => return self.state.ram[usize::from(index & 0x7f)] = value,
         }
-        let time = date.to_unix();
         match &mut self.state.frozen {
-            Some(frozen) => *frozen = time,
-            None => self.state.offset = time.saturating_sub((self.now)()),
+            Some(frozen) => *frozen = date,
+            None => self.set_date(date),
         }
     }
 
     /// Register B: halting updates freezes the time, ending that sets it.
     fn control(&mut self, value: u8) {
         if value & B_SET != 0 {
-            self.state.frozen = Some(self.time());
-        } else if let Some(time) = self.state.frozen.take() {
-            self.state.offset = time.saturating_sub((self.now)());
+            self.state.frozen = Some(self.date());
+        } else if let Some(date) = self.state.frozen.take() {
+            self.set_date(date);
         }
         self.state.b = value;
     }
@@ -206,6 +233,7 @@ impl BusDevice for Rtc {
 }
 
 /// A calendar date and time of day, proleptic Gregorian, UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Date {
     year: i64,
     month: u8,
@@ -246,17 +274,15 @@ impl Date {
     }
 
     /// Fields that a guest set out of range carry over, as in `mktime`.
-    fn to_unix(&self) -> i64 {
+    fn to_unix(self) -> i64 {
         let month = i64::from(self.month);
         let year = self.year - i64::from(month <= 2);
         let (era, yoe) = (year.div_euclid(400), year.rem_euclid(400));
         let doy = (153 * ((month + 9) % 12) + 2) / 5 + i64::from(self.day) - 1;
         let doe = yoe * 365 + yoe / 4 - yoe / 100 + doy;
         let days = era * ERA + doe - EPOCH;
-        days * DAY
-            + i64::from(self.hour) * 3600
-            + i64::from(self.minute) * 60
-            + i64::from(self.second)
+        let second = i64::from(self.hour) * 3600 + i64::from(self.minute) * 60;
+        days.saturating_mul(DAY).saturating_add(second + i64::from(self.second))
     }
 }
 
@@ -308,11 +334,43 @@ mod tests {
             write(&mut rtc, index, value);
         }
         write(&mut rtc, REG_B, B_24H);
-        assert_eq!(rtc.time(), 946_684_799);
+        assert_eq!(rtc.date().to_unix(), 946_684_799);
         let mut other = Rtc::with_clock(|| 1_000_000_001);
         other.restore(&rtc.save().unwrap()).unwrap();
-        assert_eq!(other.time(), 946_684_800, "the restored clock goes on");
+        assert_eq!(other.date().to_unix(), 946_684_800, "the restored clock goes on");
         assert_eq!((read(&mut other, CENTURY), read(&mut other, YEAR)), (0x20, 0));
+    }
+
+    /// Linux writes year, month and day in this order.
+    #[test]
+    fn a_date_is_set_field_by_field() {
+        // 2024-01-31: on the way to February 10th lies February 31st.
+        let mut rtc = Rtc::with_clock(|| 1_706_659_200);
+        write(&mut rtc, REG_B, B_SET | B_24H);
+        write(&mut rtc, MONTH, 0x02);
+        assert_eq!((read(&mut rtc, MONTH), read(&mut rtc, DAY_OF_MONTH)), (0x02, 0x31));
+        let mut other = Rtc::with_clock(|| 1_706_659_200);
+        other.restore(&rtc.save().unwrap()).unwrap();
+        write(&mut other, DAY_OF_MONTH, 0x10);
+        write(&mut other, REG_B, B_24H);
+        let shown = [MONTH, DAY_OF_MONTH, DAY_OF_WEEK].map(|i| read(&mut other, i));
+        assert_eq!(shown, [0x02, 0x10, 0x07]);
+    }
+
+    #[test]
+    fn a_broken_state_is_refused() {
+        let mut rtc = Rtc::new();
+        let saved = rtc.save().unwrap();
+        let mut refuse = |field: &str, value: serde_json::Value| {
+            let mut broken = saved.clone();
+            broken.data[field] = value;
+            assert!(rtc.restore(&broken).is_err(), "{field}");
+        };
+        refuse("ram", vec![0u8; 127].into());
+        refuse("index", 0x80.into());
+        let mut date = serde_json::to_value(Date::from_unix(0)).unwrap();
+        date["year"] = i64::MAX.into();
+        refuse("frozen", date);
     }
 
     #[test]
