@@ -1,5 +1,9 @@
 //! The entropy device (virtio 1.2, 5.4): random bytes of the host's kernel.
 
+#[cfg(test)]
+#[path = "rng_test.rs"]
+mod tests;
+
 use super::queue::{Chain, IoVecStore, QueueError, Vq};
 use super::{Activation, COMMON_FEATURES, DeviceError, DeviceId, Interrupt, Ram, VirtioDevice};
 use crate::state::{Saved, StateError};

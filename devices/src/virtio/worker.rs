@@ -4,6 +4,10 @@
 //! whether or not it was read before, so a doorbell costs no `read`; and nothing
 //! that stays ready, hung up or in error can make the loop spin.
 
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;
+
 use super::{Interrupt, SharedVirtio};
 use crate::bus::lock;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
