@@ -3,10 +3,12 @@
 //! can be left to whoever does them best.
 
 use crate::virtio::net::{NetBackend, features};
+use crate::virtio::queue::IoVecs;
 use libc::{c_int, c_uint, c_ulong, iovec};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 const TUN_DEVICE: &str = "/dev/net/tun";
@@ -20,24 +22,43 @@ const TUN_F_TSO6: c_uint = 0x04;
 const TUN_F_TSO_ECN: c_uint = 0x08;
 const TUN_F_USO4: c_uint = 0x20;
 const TUN_F_USO6: c_uint = 0x40;
+/// `linux/sockios.h`.
+const SIOCGIFFLAGS: c_ulong = 0x8913;
 const SIOCGIFMTU: c_ulong = 0x8921;
 
 /// Size of the virtio header in front of each frame.
 const HEADER: c_int = 12;
 
+/// Pieces of a frame up to which receiving it allocates nothing.
+const FEW_IOVECS: usize = 64;
+
 /// Why a TAP can't be used; each names the interface and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
+    /// No interface can have such a name.
+    #[error("net {tap}: not an interface's name: it has 1 to 15 bytes, and no space, /, : or %")]
+    Name {
+        /// What was asked for.
+        tap: String,
+    },
     /// The tun driver can't be reached.
-    #[error("net {tap}: {TUN_DEVICE}: {source}: load the tun module (modprobe tun) or ask for access")]
+    #[error(
+        "net {tap}: {TUN_DEVICE}: {source}: load the tun module (modprobe tun) or ask for access"
+    )]
     Driver {
         /// The interface.
         tap: String,
         /// What the host said.
         source: io::Error,
     },
-    /// The interface is not ours to use.
-    #[error("net {tap}: no permission: create it for your user with: ip tuntap add {tap} mode tap user $USER vnet_hdr; ip link set {tap} up")]
+    /// There is no such interface, and the caller may not make one.
+    #[error("net {tap}: no such interface: {}", create(tap))]
+    Missing {
+        /// The interface.
+        tap: String,
+    },
+    /// The interface is another user's.
+    #[error("net {tap}: no permission: it is another user's; {}", create(tap))]
     Permission {
         /// The interface.
         tap: String,
@@ -45,6 +66,12 @@ pub enum TapError {
     /// Another program has it.
     #[error("net {tap}: in use by another program")]
     Busy {
+        /// The interface.
+        tap: String,
+    },
+    /// There is an interface of that name, and it is no TAP.
+    #[error("net {tap}: not a TAP interface; {}", create(tap))]
+    Kind {
         /// The interface.
         tap: String,
     },
@@ -60,6 +87,14 @@ pub enum TapError {
     },
 }
 
+/// How to get an interface that can be used.
+fn create(tap: &str) -> String {
+    format!(
+        "create one for your user with: \
+         ip tuntap add {tap} mode tap user $USER && ip link set {tap} up"
+    )
+}
+
 /// An open TAP.
 #[derive(Debug)]
 pub struct Tap {
@@ -73,18 +108,19 @@ impl Tap {
     /// Opens the interface `tap`, or makes it where the caller may.
     pub fn open(tap: &str) -> Result<Self, TapError> {
         let name = || tap.to_owned();
+        if !is_name(tap) {
+            return Err(TapError::Name { tap: name() });
+        }
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         let file = File::options().read(true).write(true).custom_flags(flags).open(TUN_DEVICE);
         let file = file.map_err(|source| TapError::Driver { tap: name(), source })?;
-        let mut request = interface_request(tap);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        // SAFETY: TUNSETIFF reads and writes one ifreq.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) }).map_err(|source| {
-            match source.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => TapError::Permission { tap: name() },
-                Some(libc::EBUSY) => TapError::Busy { tap: name() },
-                _ => TapError::Io { tap: name(), what: "TUNSETIFF", source },
-            }
+        let existed = exists(tap);
+        attach(&file, tap).map_err(|source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) if !existed => TapError::Missing { tap: name() },
+            Some(libc::EPERM | libc::EACCES) => TapError::Permission { tap: name() },
+            Some(libc::EBUSY) => TapError::Busy { tap: name() },
+            Some(libc::EINVAL) => TapError::Kind { tap: name() },
+            _ => TapError::Io { tap: name(), what: "TUNSETIFF", source },
         })?;
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &HEADER) })
@@ -92,7 +128,14 @@ impl Tap {
         let mut opened = Self { file, segments_udp: false, mtu: mtu(tap) };
         // USO came with Linux 6.2; asking is the only way to know.
         opened.segments_udp = opened.offload(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).is_ok();
-        opened.offload(0).map_err(|source| TapError::Io { tap: name(), what: "TUNSETOFFLOAD", source })?;
+        opened.offload(0).map_err(|source| TapError::Io {
+            tap: name(),
+            what: "TUNSETOFFLOAD",
+            source,
+        })?;
+        if !is_up(tap).unwrap_or(true) {
+            log::warn!("net {tap}: the interface is down: ip link set {tap} up");
+        }
         Ok(opened)
     }
 
@@ -102,8 +145,36 @@ impl Tap {
     }
 }
 
-/// An ifreq for the interface `name`, which the configuration has checked to
-/// be at most 15 bytes long; a longer one is cut.
+/// Whether the kernel would take `name` as it is (`dev_valid_name`; `%` makes a
+/// pattern of it).
+fn is_name(name: &str) -> bool {
+    let bad = |b: u8| !b.is_ascii_graphic() || matches!(b, b'/' | b':' | b'%');
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.bytes().any(bad)
+}
+
+fn exists(name: &str) -> bool {
+    // SAFETY: the name is a C string that outlives the call.
+    CString::new(name).is_ok_and(|name| unsafe { libc::if_nametoindex(name.as_ptr()) } != 0)
+}
+
+/// Ties `file` to the interface `tap`, made for one queue or for several.
+fn attach(file: &File, tap: &str) -> io::Result<()> {
+    let one = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let set = |flags: c_int| {
+        let mut request = interface_request(tap);
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes one ifreq.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) })
+    };
+    match set(one) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => set(one | libc::IFF_MULTI_QUEUE),
+        other => other,
+    }
+}
+
+/// An ifreq for the interface `name`, which [`is_name`] has accepted.
 fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: ifreq is plain data for which zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -114,14 +185,31 @@ fn interface_request(name: &str) -> libc::ifreq {
     request
 }
 
+/// Asks the network stack about the interface `name`.
+fn query(name: &str, what: c_ulong) -> io::Result<libc::ifreq> {
+    // SAFETY: socket takes numbers, and the descriptor is nobody else's.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        check(fd)?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    let mut request = interface_request(name);
+    // SAFETY: the SIOCGIF requests read and write one ifreq.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &mut request) })?;
+    Ok(request)
+}
+
 /// The MTU of the interface `name`.
 fn mtu(name: &str) -> Option<u16> {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
-    let mut request = interface_request(name);
-    // SAFETY: SIOCGIFMTU reads and writes one ifreq.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGIFMTU, &mut request) }).ok()?;
-    // SAFETY: the call above has filled in the MTU.
+    let request = query(name, SIOCGIFMTU).ok()?;
+    // SAFETY: SIOCGIFMTU has filled in the MTU.
     u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).ok()
+}
+
+fn is_up(name: &str) -> io::Result<bool> {
+    let request = query(name, SIOCGIFFLAGS)?;
+    // SAFETY: SIOCGIFFLAGS has filled in the flags.
+    Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0)
 }
 
 fn check(result: c_int) -> io::Result<()> {
@@ -132,34 +220,58 @@ impl NetBackend for Tap {
     fn features(&self) -> u64 {
         use features::*;
         let uso = if self.segments_udp { GUEST_USO4 | GUEST_USO6 | HOST_USO } else { 0 };
-        CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN | uso
+        let guest = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
+        let host = CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
+        guest | host | uso
     }
 
+    /// Only what the driver is ready to receive matters to a TAP; what the
+    /// driver sends is taken as its header says. Combinations that make no
+    /// sense (5.1.3.1), which the kernel would refuse, are cut down.
     fn set_features(&mut self, negotiated: u64) -> io::Result<()> {
         use features::*;
-        let pairs = [
-            (GUEST_CSUM, TUN_F_CSUM),
-            (GUEST_TSO4, TUN_F_TSO4),
-            (GUEST_TSO6, TUN_F_TSO6),
-            (GUEST_ECN, TUN_F_TSO_ECN),
-            (GUEST_USO4, TUN_F_USO4),
-            (GUEST_USO6, TUN_F_USO6),
-        ];
-        let set = pairs.iter().filter(|(feature, _)| negotiated & feature != 0);
-        self.offload(set.fold(0, |bits, (_, bit)| bits | bit))
+        let has = |feature| negotiated & feature == feature;
+        let mut bits = 0;
+        if has(GUEST_CSUM) {
+            bits |= TUN_F_CSUM;
+            bits |= if has(GUEST_TSO4) { TUN_F_TSO4 } else { 0 };
+            bits |= if has(GUEST_TSO6) { TUN_F_TSO6 } else { 0 };
+            if bits != TUN_F_CSUM && has(GUEST_ECN) {
+                bits |= TUN_F_TSO_ECN;
+            }
+            if self.segments_udp && has(GUEST_USO4 | GUEST_USO6) {
+                bits |= TUN_F_USO4 | TUN_F_USO6;
+            }
+        }
+        self.offload(bits)
     }
 
-    fn send(&mut self, frame: &[iovec]) -> io::Result<()> {
-        // SAFETY: the caller's iovecs point to memory that outlives the call;
-        // it is only read.
-        let n = unsafe { libc::writev(self.file.as_raw_fd(), frame.as_ptr(), frame.len() as c_int) };
+    fn send(&mut self, frame: &mut IoVecs<'_>) -> io::Result<()> {
+        let list = frame.as_slice();
+        // SAFETY: the entries point to memory that outlives the call; it is
+        // only read.
+        let n = unsafe { libc::writev(self.file.as_raw_fd(), list.as_ptr(), list.len() as c_int) };
         if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    fn receive(&mut self, frame: &[iovec]) -> io::Result<Option<usize>> {
-        // SAFETY: the caller's iovecs point to memory that may be written and
-        // outlives the call.
-        let n = unsafe { libc::readv(self.file.as_raw_fd(), frame.as_ptr(), frame.len() as c_int) };
+    fn receive(&mut self, frame: &mut IoVecs<'_>, rest: &mut [u8]) -> io::Result<Option<usize>> {
+        let rest = iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+        let list = frame.as_slice();
+        let mut few = [rest; FEW_IOVECS];
+        let mut many = Vec::new();
+        let all = match few.get_mut(..list.len() + 1) {
+            Some(few) => {
+                few[..list.len()].copy_from_slice(list);
+                few
+            }
+            None => {
+                many.extend(list.iter().copied().chain([rest]));
+                many.as_mut_slice()
+            }
+        };
+        // SAFETY: the entries point to memory that may be written and outlives
+        // the call: the caller's list and `rest`.
+        let n = unsafe { libc::readv(self.file.as_raw_fd(), all.as_ptr(), all.len() as c_int) };
         if n >= 0 {
             return Ok(Some(n as usize));
         }
@@ -175,23 +287,5 @@ impl NetBackend for Tap {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Runs where the caller may make interfaces; elsewhere only the refusal
-    /// can be checked.
-    #[test]
-    fn a_tap_is_opened_or_refused_by_name() {
-        match Tap::open("mvtest0") {
-            Ok(tap) => {
-                assert!(tap.mtu.is_some());
-                assert!(matches!(Tap::open("mvtest0"), Err(TapError::Busy { .. })));
-                assert_ne!(tap.features() & features::HOST_TSO4, 0);
-            }
-            Err(e) => {
-                assert!(e.to_string().starts_with("net mvtest0: "), "{e}");
-                println!("skipped: {e}");
-            }
-        }
-    }
-}
+#[path = "tap_test.rs"]
+mod tests;

@@ -69,14 +69,12 @@ impl BusDevice for PowerManagement {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let [byte] = data else { return };
-        match offset + u64::from(SLEEP_CONTROL) {
-            o if o == u64::from(SLEEP_CONTROL) => {
-                if byte & SLP_EN != 0 && byte >> 2 & 7 == SLP_TYP_S5 {
-                    self.power.request(PowerRequest::PowerOff);
-                }
-            }
-            o if o == u64::from(RESET) => self.power.request(PowerRequest::Reset),
-            _ => {}
+        let soft_off = byte & SLP_EN != 0 && (byte >> 2) & 7 == SLP_TYP_S5;
+        let register = offset + u64::from(SLEEP_CONTROL);
+        if register == u64::from(SLEEP_CONTROL) && soft_off {
+            self.power.request(PowerRequest::PowerOff);
+        } else if register == u64::from(RESET) {
+            self.power.request(PowerRequest::Reset);
         }
     }
 }

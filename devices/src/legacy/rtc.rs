@@ -137,7 +137,7 @@ impl Rtc {
 
     /// Binary to the format that register B asks for.
     fn encode(&self, value: u8) -> u8 {
-        if self.state.b & B_BINARY != 0 { value } else { value / 10 % 10 << 4 | value % 10 }
+        if self.state.b & B_BINARY != 0 { value } else { ((value / 10 % 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
