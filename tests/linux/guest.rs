@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 /// No guest of these tests needs longer, even with the machine emulated twice
@@ -168,11 +168,9 @@ impl Reader {
 
     /// Reads to the end of the stream.
     fn finish(&mut self, deadline: Instant) {
-        loop {
-            match self.chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(chunk) => self.seen.extend(chunk),
-                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
-            }
+        let left = || deadline.saturating_duration_since(Instant::now());
+        while let Ok(chunk) = self.chunks.recv_timeout(left()) {
+            self.seen.extend(chunk);
         }
     }
 }

@@ -81,7 +81,9 @@ impl Config {
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return Err(ConfigError::Cpus(self.cpus));
         }
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory.0) || self.memory.0 % 4096 != 0 {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory.0)
+            || !self.memory.0.is_multiple_of(4096)
+        {
             return Err(ConfigError::Memory(self.memory));
         }
         let devices = self.all_disks().count() + self.nets.len();
