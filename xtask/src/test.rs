@@ -140,7 +140,7 @@ fn vtx_smoke(kit: &Kit) -> Result<()> {
         "--disk".as_ref(),
         disk.as_os_str(),
         "--memory".as_ref(),
-        "128".as_ref(),
+        "128M".as_ref(),
         "--cmdline".as_ref(),
         "quiet microvm.run=/dev/vdb".as_ref(),
     ]
