@@ -1,7 +1,9 @@
 //! The built binary, as a user calls it.
 
 mod doctor;
+mod guest;
 mod options;
+mod running;
 mod terminal;
 
 use std::process::{Command, Output, Stdio};

@@ -1,6 +1,5 @@
-//! The binary on a pseudo-terminal. How the terminal is taken and given back
-//! while a guest runs is tested where a guest can run; here it is that nothing
-//! which ends early leaves a mark.
+//! The binary on a pseudo-terminal: what it shows there, and that nothing which
+//! ends early leaves a mark.
 
 use crate::microvm;
 use std::fs::File;
@@ -10,13 +9,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 
-struct Pty {
-    master: File,
-    slave: OwnedFd,
+/// A terminal of 80 columns and both its ends.
+pub struct Pty {
+    pub master: File,
+    pub slave: OwnedFd,
 }
 
 impl Pty {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let (mut master, mut slave) = (0, 0);
         // SAFETY: openpty writes two descriptors that are new and only ours.
@@ -28,7 +28,7 @@ impl Pty {
     }
 
     /// The terminal's settings, all of them.
-    fn settings(&self) -> [u32; 4] {
+    pub fn settings(&self) -> [u32; 4] {
         // SAFETY: a termios is plain data that the call fills in.
         let t = unsafe {
             let mut t: libc::termios = std::mem::zeroed();
@@ -39,7 +39,7 @@ impl Pty {
     }
 
     /// Makes it the terminal of `command`.
-    fn attach(&self, command: &mut Command) {
+    pub fn attach(&self, command: &mut Command) {
         let end = || self.slave.try_clone().unwrap();
         command.stdin(end()).stdout(end()).stderr(end());
         // SAFETY: both calls are async-signal-safe; 0 is the slave.
