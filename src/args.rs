@@ -90,8 +90,7 @@ pub struct Args {
 
     /// Kernel command line
     ///
-    /// console=, reboot=, panic= and pci=off are added where it does not have
-    /// them; root= and ro or rw with --rootfs.
+    /// console=, reboot= and panic= are added where it does not have them.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to boot")]
     cmdline: Option<String>,
 
