@@ -127,7 +127,7 @@ fn vtx_smoke(kit: &Kit) -> Result<()> {
     workspace::resource("rootfs/build.sh", &words)?;
     let options = Options {
         emulation: Emulation::Vtx,
-        limit: Some(Duration::from_secs(400)),
+        limit: Some(Duration::from_secs(900)),
         memory_mib: 640,
         ..Options::default()
     };

@@ -32,7 +32,13 @@ pub fn prepare(options: &Options, mut job: Job, scratch: &Scratch) -> Result<(Co
 
     let tree = scratch.path().join("cd");
     fs::create_dir_all(tree.join("boot/grub"))?;
-    initramfs::write(&plan, &job, &tree.join("initramfs"))?;
+    let whole = scratch.path().join("initramfs");
+    initramfs::write(&plan, &job, &whole)?;
+    // The BIOS reads the CD at a crawl, and disk images are mostly zeroes.
+    tools::output(
+        Command::new("zstd").args(["-q", "-3", "-o"]).arg(tree.join("initramfs")).arg(&whole),
+    )?;
+    fs::remove_file(&whole)?;
     fs::copy(&kernel.image, tree.join("vmlinuz")).context("copying the kernel")?;
     let parameters = initramfs::kernel_parameters(CONSOLE);
     let menu = format!("set timeout=0\nlinux /vmlinuz {parameters}\ninitrd /initramfs\nboot\n");
