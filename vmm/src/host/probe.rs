@@ -148,7 +148,9 @@ impl Watchdog {
             let mut event: libc::sigevent = std::mem::zeroed();
             event.sigev_notify = libc::SIGEV_THREAD_ID;
             event.sigev_signo = Self::signal();
-            event.sigev_notify_thread_id = libc::gettid();
+            // Not the C library's gettid: std refers to it weakly, and so it is
+            // missing from a static executable with link-time optimization.
+            event.sigev_notify_thread_id = libc::syscall(libc::SYS_gettid) as libc::pid_t;
             let mut timer = std::mem::zeroed();
             let clock = libc::CLOCK_THREAD_CPUTIME_ID;
             if libc::timer_create(clock, &mut event, &mut timer) != 0 {
