@@ -74,6 +74,10 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_readv,
 ];
 
+/// Beside those: a driver that turns a disk's write cache off makes its vCPU
+/// flush what is in it.
+const VCPU: &[i64] = &[libc::SYS_fdatasync];
+
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
 /// it crashes, and the offloads of a TAP when its driver starts.
 const VCPU_IOCTLS: &[u64] = &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ];
@@ -91,7 +95,7 @@ pub struct Filter {
 /// The filter of a vCPU thread.
 pub fn vcpu() -> Result<Filter, SandboxError> {
     let thread = "vCPU";
-    let mut rules = allow(COMMON);
+    let mut rules = allow(&[COMMON, VCPU].concat());
     let ioctls = VCPU_IOCTLS.iter().map(|request| {
         SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)
             .and_then(|condition| SeccompRule::new(vec![condition]))
