@@ -23,6 +23,8 @@
 mod chain;
 mod iovec;
 #[cfg(test)]
+mod rust_vmm_test;
+#[cfg(test)]
 mod tests;
 
 pub use chain::{Buffer, Chain, MAX_INDIRECT};
