@@ -3,14 +3,20 @@
 use log::{LevelFilter, Log, Metadata, Record};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmm::console::terminal;
 
 struct Logger;
 
 static LOGGER: Logger = Logger;
 
+/// Whether standard error is a terminal. Asked once: the system call filter of
+/// a vCPU's thread would not let it ask.
+static ON_TERMINAL: AtomicBool = AtomicBool::new(false);
+
 /// Reports what is at least as important as `level`.
 pub fn install(level: LevelFilter) {
+    ON_TERMINAL.store(terminal::is_terminal(libc::STDERR_FILENO), Ordering::Relaxed);
     // Fails only if there is a logger already, and there is no other.
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level);
@@ -41,7 +47,7 @@ impl Log for Logger {
 
 /// Writes `microvm: text` and the end of the line to standard error.
 pub fn say(text: &str) {
-    let raw = terminal::is_raw() && terminal::is_terminal(libc::STDERR_FILENO);
+    let raw = terminal::is_raw() && ON_TERMINAL.load(Ordering::Relaxed);
     let line = line(text, raw);
     // Nobody is left to tell if this fails.
     let _ = io::stderr().write_all(line.as_bytes());
