@@ -75,12 +75,14 @@ const EVENT_LOOP: &[i64] = &[
 ];
 
 /// Beside those: a driver that turns a disk's write cache off makes its vCPU
-/// flush what is in it.
-const VCPU: &[i64] = &[libc::SYS_fdatasync];
+/// flush what is in it; and a thread that crashes gives the terminal back.
+const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
 
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
-/// it crashes, and the offloads of a TAP when its driver starts.
-const VCPU_IOCTLS: &[u64] = &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ];
+/// it crashes, the offloads of a TAP when its driver starts, and restoring the
+/// terminal.
+const VCPU_IOCTLS: &[u64] =
+    &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, libc::TCSETS, libc::TIOCGPGRP];
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
@@ -120,7 +122,8 @@ fn compile(
 ) -> Result<Filter, SandboxError> {
     let filter = SeccompFilter::new(
         rules,
-        SeccompAction::KillProcess,
+        // The signal's handler gives the terminal back and then dies of it.
+        SeccompAction::Trap,
         SeccompAction::Allow,
         TargetArch::x86_64,
     );
@@ -176,8 +179,8 @@ mod tests {
             unsafe { libc::open(c"/dev/null".as_ptr(), 0) };
         };
         let other_ioctl = || {
-            // SAFETY: TCGETS on a closed descriptor writes nothing.
-            unsafe { libc::ioctl(-1, libc::TCGETS, 0) };
+            // SAFETY: FIONREAD on a closed descriptor writes nothing.
+            unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
         for filter in [vcpu().unwrap(), event_loop().unwrap()] {
             assert_eq!(in_child(&filter, harmless), 0);

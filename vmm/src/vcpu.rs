@@ -131,7 +131,7 @@ impl Vcpu {
                 count(&counts.mmio_read);
                 self.buses.memory.read(address, data);
             }
-            Ok(VcpuExit::Intr) => return Ok(Step::Kicked),
+            Ok(VcpuExit::Intr) => return Ok(self.interrupted()),
             Ok(VcpuExit::Shutdown) => return Err("triple fault".to_owned()),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return Err(format!(
@@ -143,7 +143,7 @@ impl Vcpu {
             Ok(VcpuExit::Hlt) => return Err("HLT without an interrupt controller".to_owned()),
             Ok(other) => return Err(format!("unexpected exit {other:?}")),
             Err(e) => match e.errno() {
-                libc::EINTR => return Ok(Step::Kicked),
+                libc::EINTR => return Ok(self.interrupted()),
                 libc::EAGAIN => {
                     count(&counts.other);
                 }
@@ -151,6 +151,15 @@ impl Vcpu {
             },
         }
         Ok(Step::Go)
+    }
+
+    /// A kick says so in `immediate_exit`; being stopped and continued, or a
+    /// debugger, interrupts `KVM_RUN`, too, and means nothing.
+    fn interrupted(&mut self) -> Step {
+        match self.fd.get_kvm_run().immediate_exit {
+            0 => Step::Go,
+            _ => Step::Kicked,
+        }
     }
 }
 
