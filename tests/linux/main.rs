@@ -31,7 +31,8 @@ fn main() -> ExitCode {
             eprintln!("guest kit: {error}");
             return ExitCode::FAILURE;
         }
-        match rig::ensure() {
+        // Two at a time, unless it is only about a few of them.
+        match rig::ensure_split(if args.filter.is_some() { 1 } else { 2 }) {
             Ok(None) => {}
             Ok(Some(code)) => return code,
             Err(error) => {
@@ -49,5 +50,7 @@ fn main() -> ExitCode {
         console::tests(),
         input::tests(),
     ];
-    libtest_mimic::run(&args, tests.into_iter().flatten().collect()).exit_code()
+    let (part, parts) = rig::part();
+    let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);
+    libtest_mimic::run(&args, mine.map(|(_, test)| test).collect()).exit_code()
 }

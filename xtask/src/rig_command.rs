@@ -23,7 +23,7 @@ pub struct RigArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
     npt: u8,
     /// Processors
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Memory in MiB, or with a suffix M or G
     #[arg(long, default_value = "3G", value_parser = parse_memory)]

@@ -37,6 +37,10 @@ pub enum Kind {
     Window = b'W',
     /// To the rig: send this signal to the command.
     Signal = b'K',
+    /// To the rig: nothing but an interrupt. QEMU 7.2 entering or leaving a
+    /// guest can lose the interrupt that a timer raises at that moment, and
+    /// the rig would sleep for ever; any other interrupt brings it back.
+    Beat = b'B',
 }
 
 impl Kind {
@@ -51,6 +55,7 @@ impl Kind {
             b'0' => Self::Stdin,
             b'W' => Self::Window,
             b'K' => Self::Signal,
+            b'B' => Self::Beat,
             _ => return None,
         })
     }

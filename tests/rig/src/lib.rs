@@ -24,7 +24,7 @@ mod tools;
 mod vtx;
 
 pub use cache::root as cache_directory;
-pub use place::{Emulation, IN_RIG, Place, ensure, place};
+pub use place::{Emulation, IN_RIG, Place, ensure, ensure_split, part, place};
 pub use run::{Options, Output};
 pub use session::TIMED_OUT;
 pub use tools::install as install_packages;

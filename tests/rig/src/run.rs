@@ -22,7 +22,9 @@ pub struct Options {
     pub count: bool,
     /// Nested paging; without, KVM keeps shadow page tables.
     pub nested_paging: bool,
-    /// Processors.
+    /// Processors. They take turns: with threads of their own QEMU 7.2 now and
+    /// then runs code that another processor has just patched away, and the
+    /// rig's kernel dies of a stray `int3`.
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
@@ -48,7 +50,7 @@ impl Default for Options {
             emulation: Emulation::Svm,
             count: false,
             nested_paging: true,
-            cpus: 2,
+            cpus: 1,
             memory_mib: 3072,
             limit: Some(Duration::from_secs(900)),
             stdin: false,

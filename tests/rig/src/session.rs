@@ -18,6 +18,8 @@ pub const TIMED_OUT: u8 = 124;
 
 /// How often a file that an emulator writes is looked at.
 const FILE_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the rig is sent an interrupt, see [`Kind::Beat`].
+const BEAT: Duration = Duration::from_millis(250);
 /// Standard input waiting for the rig beyond which no more is read.
 const INPUT_LIMIT: usize = 256 * 1024;
 
@@ -109,6 +111,7 @@ pub fn run(command: Command, feed: Feed, terms: Terms<'_>) -> Result<Ended> {
         reader: None,
         input_open: true,
         started: Instant::now(),
+        last_beat: Instant::now(),
     };
     if let Feed::Socket(socket) = &session.feed {
         socket.set_nonblocking(true)?;
@@ -148,6 +151,7 @@ struct Session<'a> {
     reader: Option<File>,
     input_open: bool,
     started: Instant,
+    last_beat: Instant,
 }
 
 impl Session<'_> {
@@ -165,7 +169,11 @@ impl Session<'_> {
                 Feed::Socket(socket) => socket.as_raw_fd(),
                 Feed::File(_) => -1,
             };
-            let wait = if socket < 0 { remaining.min(FILE_INTERVAL) } else { remaining };
+            let wait = remaining.min(if socket < 0 { FILE_INTERVAL } else { BEAT });
+            if self.last_beat.elapsed() >= BEAT && self.outgoing.is_empty() {
+                self.last_beat = Instant::now();
+                frame::encode(Kind::Beat, b"", &mut self.outgoing);
+            }
             let wants_input = self.input_open && self.outgoing.len() < INPUT_LIMIT;
             let events =
                 if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT };
@@ -297,7 +305,9 @@ impl Session<'_> {
                 // The window may have changed since the job was written.
                 self.send_window();
             }
-            Kind::Stdin | Kind::Window | Kind::Signal => bail!("the rig sent input"),
+            Kind::Stdin | Kind::Window | Kind::Signal | Kind::Beat => {
+                bail!("the rig sent input")
+            }
         }
         Ok(None)
     }

@@ -77,7 +77,7 @@ pub fn prepare(options: &Options, mut job: Job, scratch: &Scratch) -> Result<(Co
         let security = if is_root() { "passthrough" } else { "none" };
         command
             .args(["-machine", "q35,hpet=off,vmport=off,i8042=off"])
-            .args(["-accel", "tcg,thread=multi,tb-size=512", "-smp"])
+            .args(["-accel", "tcg,thread=single,tb-size=512", "-smp"])
             .arg(options.cpus.to_string())
             .arg("-fsdev")
             .arg(format!("local,id=host,path=/,security_model={security},multidevs=remap"))

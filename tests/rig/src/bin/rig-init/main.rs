@@ -68,7 +68,7 @@ fn run() -> Result<()> {
 
 fn prepare(job: &Job) -> Result<()> {
     system::load_modules(&job.early_modules)?;
-    // The rest of the modules load on the other processor meanwhile.
+    // The rest of the modules load while the mounts wait for the host.
     std::thread::scope(|scope| {
         let modules = scope.spawn(|| system::load_modules(&job.modules));
         assemble_root(job)?;
