@@ -90,7 +90,8 @@ pub struct Args {
 
     /// Kernel command line
     ///
-    /// console=, reboot= and panic= are added where it does not have them.
+    /// console=, reboot=, panic= and pci=off are added where it does not have
+    /// them; root= and ro or rw with --rootfs.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to boot")]
     cmdline: Option<String>,
 

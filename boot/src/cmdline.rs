@@ -40,6 +40,11 @@ pub fn complete(user: &str, completion: Completion) -> String {
     if !has(user, "panic=") {
         words.push("panic=-1".to_owned());
     }
+    // There is no PCI bus; Linux would look for one and complain, aloud, that
+    // it found none.
+    if !has(user, "pci=") {
+        words.push("pci=off".to_owned());
+    }
     // The completion goes first: after "--" or a user's init arguments it
     // would be init's, not the kernel's.
     let user = user.trim();
@@ -85,18 +90,18 @@ mod tests {
     fn an_empty_line_is_completed() {
         assert_eq!(
             complete("", ALL),
-            "root=/dev/vda rw console=ttyS0 reboot=panic_warm,k panic=-1"
+            "root=/dev/vda rw console=ttyS0 reboot=panic_warm,k panic=-1 pci=off"
         );
         assert_eq!(
             complete("", Completion { root: Some(true), serial: false }),
-            "root=/dev/vda ro reboot=panic_warm,k panic=-1"
+            "root=/dev/vda ro reboot=panic_warm,k panic=-1 pci=off"
         );
-        assert_eq!(complete("", Completion::default()), "reboot=panic_warm,k panic=-1");
+        assert_eq!(complete("", Completion::default()), "reboot=panic_warm,k panic=-1 pci=off");
     }
 
     #[test]
     fn the_user_has_the_last_word() {
-        let user = "root=/dev/vdb ro console=hvc0 reboot=t panic=5 quiet";
+        let user = "root=/dev/vdb ro console=hvc0 reboot=t panic=5 pci=conf1 quiet";
         assert_eq!(complete(user, ALL), user);
         assert!(!tells_panics(user));
         let late = "quiet -- root=x";
