@@ -23,10 +23,31 @@ pub struct TestArguments {
     no_vtx: bool,
 }
 
-/// What the guest of a smoke test says, spelled so that no echo of the command
-/// can be taken for it.
-const SCRIPT: &str =
-    "#!/bin/sh\necho \"the guest has $((6 * 7)) of $(grep -c vmx /proc/cpuinfo)\"\nexit 3\n";
+/// What the guest of the smoke test does: count processors, ping its host,
+/// write to a disk. What it says is spelled so that no echo of the command can
+/// be taken for it.
+const GUEST: &str = "#!/bin/sh
+echo \"the guest has $((6 * 7)) reasons and $(nproc) processors\"
+ip addr add 10.77.9.2/24 dev eth0 && ip link set eth0 up
+ping -c 2 -W 10 10.77.9.1 >/dev/null && echo \"the host answers $((6 * 7)) times\"
+echo \"written $((6 * 7)) times\" >/dev/vdc && sync
+exit 3
+";
+/// What runs in the rig: a TAP, the monitor, and a look at the disk.
+const HOST: &str =
+    "tunctl -t vtx0 >/dev/null && ifconfig vtx0 10.77.9.1 netmask 255.255.255.0 up || exit 1
+\"$@\"
+status=$?
+head -n 1 \"$DISK\"
+exit $status
+";
+/// What must be seen of it.
+const SEEN: [&str; 4] = [
+    "the guest has 42 reasons and 2 processors",
+    "the host answers 42 times",
+    "written 42 times",
+    "EXIT 3",
+];
 
 impl TestArguments {
     /// For `cargo xtask ci`: everything.
@@ -49,12 +70,12 @@ impl TestArguments {
         let kit = Kit::prepare()?;
         heading("unit tests, property tests, guests");
         tally.add(self.cargo_tests()?);
-        if self.wants("vtx::boots_to_a_script") {
+        if self.wants("vtx::boot_smp_block_and_network") {
             if self.no_vtx {
                 tally.skipped += 1;
             } else {
                 heading("VT-x");
-                tally.add(verdict("vtx::boots_to_a_script", || vtx_smoke(&kit)));
+                tally.add(verdict("vtx::boot_smp_block_and_network", || vtx_smoke(&kit)));
             }
         }
         Ok(tally)
@@ -115,43 +136,46 @@ fn verdict(name: &str, test: impl FnOnce() -> Result<()>) -> Tally {
     tally
 }
 
-/// The monitor under VT-x: a guest boots from its disk and a script in it says
-/// what it should.
+/// The monitor under VT-x: a guest with two processors boots from its disk,
+/// reaches the host over a TAP, and what it writes to a disk is in the file.
 fn vtx_smoke(kit: &Kit) -> Result<()> {
     let monitor = workspace::build_monitor()?;
     let directory = workspace::target_directory().join("kit");
-    let script = directory.join("vtx.sh");
-    let disk = directory.join("vtx.disk");
-    fs::write(&script, SCRIPT)?;
-    let words = [Path::new("script"), &disk, &script];
-    workspace::resource("rootfs/build.sh", &words)?;
+    let (script, run, disk) =
+        (directory.join("vtx.sh"), directory.join("vtx.run"), directory.join("vtx.disk"));
+    fs::write(&script, GUEST)?;
+    workspace::resource("rootfs/build.sh", &[Path::new("script"), &run, &script])?;
+    fs::write(&disk, vec![0; 1 << 20])?;
     let options = Options {
         emulation: Emulation::Vtx,
         limit: Some(Duration::from_secs(900)),
         memory_mib: 640,
+        files: vec!["/bin/busybox".into(), monitor.clone(), kit.kernel.clone(), kit.root.clone()]
+            .into_iter()
+            .chain([run.clone(), disk.clone()])
+            .collect(),
+        environment: vec![("DISK".into(), disk.clone().into())],
         ..Options::default()
     };
-    let command: Vec<OsString> = [
-        monitor.as_os_str(),
-        "--kernel".as_ref(),
-        kit.kernel.as_os_str(),
-        "--rootfs".as_ref(),
-        kit.root.as_os_str(),
-        "--disk".as_ref(),
-        disk.as_os_str(),
-        "--memory".as_ref(),
-        "128M".as_ref(),
-        "--cmdline".as_ref(),
-        "quiet microvm.run=/dev/vdb".as_ref(),
-    ]
-    .map(OsString::from)
-    .into();
+    let path = |path: &Path| path.as_os_str().to_owned();
+    let disk_of = |image: &Path| {
+        let mut text = OsString::from("path=");
+        text.push(image);
+        text
+    };
+    let mut command: Vec<OsString> =
+        ["/bin/busybox", "sh", "-c", HOST, "sh"].map(OsString::from).into();
+    command.extend([path(&monitor), "--kernel".into(), path(&kit.kernel)]);
+    command.extend(["--rootfs".into(), path(&kit.root)]);
+    command.extend(["--disk".into(), disk_of(&run), "--disk".into(), disk_of(&disk)]);
+    command.extend(["--net", "tap=vtx0", "--cpus", "2", "--memory", "128M"].map(OsString::from));
+    command.extend(["--cmdline", "quiet microvm.run=/dev/vdb"].map(OsString::from));
     let output = options.output(&command)?;
     let stdout = String::from_utf8_lossy(&output.stdout);
-    let said = stdout.contains("the guest has 42 of") && stdout.contains("EXIT 3");
-    if !said || output.status != 0 {
+    let missing: Vec<_> = SEEN.iter().filter(|seen| !stdout.contains(**seen)).collect();
+    if !missing.is_empty() || output.status != 0 {
         anyhow::bail!(
-            "status {}; standard output:\n{stdout}\nstandard error:\n{}",
+            "status {}; not seen: {missing:?}; standard output:\n{stdout}\nstandard error:\n{}",
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
