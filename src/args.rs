@@ -91,8 +91,14 @@ pub struct Args {
     /// Kernel command line
     ///
     /// console=, reboot=, panic= and pci=off are added where it does not have
-    /// them; root= and ro or rw with --rootfs.
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to boot")]
+    /// them, and root= and ro or rw with --rootfs.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "STRING",
+        allow_hyphen_values = true,
+        help_heading = "What to boot"
+    )]
     cmdline: Option<String>,
 
     /// Number of vCPUs, 1 to 32 [default: 1]
@@ -127,6 +133,12 @@ pub struct Args {
     /// Output is appended to a file, and the guest gets no input then.
     #[arg(long, value_name = "WHERE", help_heading = "The machine")]
     serial: Option<Serial>,
+
+    /// Start even where a probe says that this KVM can't run Linux
+    ///
+    /// For small guests of one's own; Linux would hang or crash there.
+    #[arg(long, help_heading = "The machine")]
+    skip_probe: bool,
 
     /// Read a JSON file; options override or extend it
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
@@ -227,6 +239,7 @@ impl Args {
         set(&mut config.cpus, self.cpus);
         set(&mut config.memory, self.memory);
         set(&mut config.serial, self.serial);
+        config.skip_probe |= self.skip_probe;
         config.rootfs = self.rootfs.or(config.rootfs);
         config.initrd = self.initrd.or(config.initrd);
         // What can be there many times is added.

@@ -50,6 +50,10 @@ pub struct Config {
     /// Where the serial console goes.
     #[serde(default)]
     pub serial: Serial,
+    /// Start even where a probe says that this host's KVM can't run Linux: for
+    /// guests that need less, such as tests of one's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_probe: bool,
 }
 
 fn default_cpus() -> u32 {
@@ -73,6 +77,7 @@ impl Config {
             disks: Vec::new(),
             nets: Vec::new(),
             serial: Serial::default(),
+            skip_probe: false,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The developer's commands: see `cargo xtask help`.
 
+mod bench;
 mod ci;
 mod kit;
 mod rig_command;
@@ -28,6 +29,9 @@ enum Task {
     Run(run::RunArguments),
     /// Run all tests, wherever on this machine each of them can run
     Test(test::TestArguments),
+    /// Measure, beside other monitors
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Format, lints, licences, and all tests
     Ci,
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Task::Kit => kit::run(),
         Task::Run(arguments) => arguments.run(),
         Task::Test(arguments) => arguments.run(),
+        Task::Bench(command) => command.run(),
         Task::Ci => ci::run(),
     };
     match outcome {

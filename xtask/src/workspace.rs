@@ -5,7 +5,13 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What the monitor is built for.
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// How it is built: one program that needs nothing else.
+pub const STATIC: &str = "-C target-feature=+crt-static";
+/// Arguments of cargo for that.
+pub const MONITOR: [&str; 7] =
+    ["build", "--quiet", "--release", "--bin", "microvm", "--target", TARGET];
 
 /// The top of the checkout.
 pub fn root() -> PathBuf {
@@ -55,8 +61,7 @@ pub fn describe(command: &Command) -> String {
 
 /// The monitor: one static program.
 pub fn build_monitor() -> Result<PathBuf> {
-    let arguments = ["build", "--quiet", "--release", "--bin", "microvm", "--target", TARGET];
-    check(cargo(&arguments).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    check(cargo(&MONITOR).env("RUSTFLAGS", STATIC))?;
     Ok(target_directory().join(TARGET).join("release/microvm"))
 }
 

@@ -81,6 +81,14 @@ impl fmt::Display for Report {
     }
 }
 
+/// What a key means in words, or the number itself where there are none.
+pub fn cause(event: &str, key: u64) -> String {
+    match name(event, key).trim_start() {
+        "" => format!("{key:#x}"),
+        word => word.to_owned(),
+    }
+}
+
 /// A word for a key, where numbers say little.
 fn name(event: &str, key: u64) -> &'static str {
     match (event, key) {
@@ -92,6 +100,13 @@ fn name(event: &str, key: u64) -> &'static str {
         ("kvm_userspace_exit", 24) => " system_event",
         // AMD's numbers; Intel's are small and mean something else, but the
         // tracepoint does not say whose they are and this rig counts on AMD's.
+        ("kvm_exit", 0x00) => " read_cr0",
+        ("kvm_exit", 0x04) => " read_cr4",
+        ("kvm_exit", 0x10) => " write_cr0",
+        ("kvm_exit", 0x14) => " write_cr4",
+        ("kvm_exit", 0x23) => " read_dr3",
+        ("kvm_exit", 0x37) => " write_dr7",
+        ("kvm_exit", 0x46) => " excp_ud",
         ("kvm_exit", 0x60) => " intr",
         ("kvm_exit", 0x64) => " vintr",
         ("kvm_exit", 0x65) => " cr0_sel_write",
