@@ -41,7 +41,7 @@ impl Initrd {
     pub fn open(path: &Path) -> Result<Self, InitrdError> {
         let io = |source| InitrdError::Io { path: path.to_owned(), source };
         let kind = |what| InitrdError::Kind { path: path.to_owned(), what };
-        let file = File::open(path).map_err(io)?;
+        let file = crate::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if meta.is_dir() {
             return Err(kind("is a directory"));

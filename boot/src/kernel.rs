@@ -87,7 +87,7 @@ impl Kernel {
     /// Opens `path` and checks everything that can be said of the image alone.
     pub fn open(path: &Path) -> Result<Self, KernelError> {
         let io = |source| KernelError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
+        let file = crate::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
             let what = if meta.is_dir() { "a directory" } else { "a device or pipe" };

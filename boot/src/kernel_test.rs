@@ -116,3 +116,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_pipe_is_refused_without_waiting_for_its_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the name ends with NUL and outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    assert!(matches!(Kernel::open(&path), Err(KernelError::NotAFile { .. })));
+    assert!(crate::Initrd::open(&path).is_err());
+}

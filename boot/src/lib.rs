@@ -20,3 +20,10 @@ pub use load::{BootError, Payload, load};
 
 /// Guest memory, as it is loaded.
 pub type Ram = vm_memory::GuestMemoryMmap<()>;
+
+/// Opens a file that is to be loaded. A pipe must not make us wait for its
+/// writer: it is refused a moment later.
+fn open(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}

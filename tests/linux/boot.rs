@@ -14,6 +14,7 @@ pub fn tests() -> Vec<Trial> {
         trial("boot::without_acpi_the_mp_table_and_command_line_serve", without_acpi),
         trial("boot::a_command_line_of_the_kernels_own_limit_arrives", longest_cmdline),
         trial("boot::debian_6_1_cloud_finds_its_root", || debian("6_1_CLOUD")),
+        trial("boot::debian_6_1_generic_finds_its_root", || debian("6_1_GENERIC")),
         trial("boot::debian_6_12_cloud_finds_its_root", || debian("6_12_CLOUD")),
         trial("boot::debian_6_12_generic_finds_its_root", || debian("6_12_GENERIC")),
     ]

@@ -11,7 +11,7 @@ struct Part {
     arguments: &'static [&'static str],
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 11] = [
     Part { variable: "MICROVM_KIT_KERNEL", script: "kernel/build.sh", arguments: &[] },
     Part {
         variable: "MICROVM_KIT_ROOT",
@@ -32,6 +32,16 @@ const PARTS: [Part; 9] = [
         variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD_INITRD",
         script: "debian/initrd.sh",
         arguments: &["6.1", "cloud", "debian-6.1-cloud.cpio.gz"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_1_GENERIC",
+        script: "debian/fetch-kernel.sh",
+        arguments: &["6.1", "generic"],
+    },
+    Part {
+        variable: "MICROVM_KIT_DEBIAN_6_1_GENERIC_INITRD",
+        script: "debian/initrd.sh",
+        arguments: &["6.1", "generic", "debian-6.1-generic.cpio.gz"],
     },
     Part {
         variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD",

@@ -7,6 +7,7 @@ use libtest_mimic::{Completion, Trial};
 pub fn tests() -> Vec<Trial> {
     vec![
         trial("machine::one_two_and_four_processors_come_up", processors),
+        trial("machine::memory_of_32_mib_is_enough", least_memory),
         trial("machine::memory_of_64_mib", || memory("64M", 64)),
         trial("machine::memory_of_1_gib", || memory("1G", 1024)),
         trial("machine::memory_of_5_gib_goes_around_the_device_hole", || memory("5G", 5 * 1024)),
@@ -28,6 +29,14 @@ fn processors() -> Verdict {
         check(outcome.count("packages")? == 1, "CPUID tells one package", &outcome)?;
         check(outcome.count("complaints")? == 0, "the kernel is content", &outcome)?;
     }
+    Ok(Completion::Completed)
+}
+
+/// The least that is allowed holds our kernel, a root and a shell.
+fn least_memory() -> Verdict {
+    let script = "echo free=$(grep MemAvailable /proc/meminfo | tr -dc 0-9)";
+    let outcome = Guest::tiny().arg("--memory").arg("32M").script(script).run()?.ended(0)?;
+    check(outcome.count("free")? > 1024, "there is some left", &outcome)?;
     Ok(Completion::Completed)
 }
 

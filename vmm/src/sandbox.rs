@@ -83,6 +83,11 @@ const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
 /// terminal.
 const VCPU_IOCTLS: &[u64] =
     &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, libc::TCSETS, libc::TIOCGPGRP];
+
+/// Beside the common ones: writing what the guest says, and the terminal.
+const CONSOLE: &[i64] = &[libc::SYS_poll, libc::SYS_getpgrp];
+const CONSOLE_IOCTLS: &[u64] = &[libc::TCSETS, libc::TIOCGPGRP];
+
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
@@ -96,20 +101,33 @@ pub struct Filter {
 
 /// The filter of a vCPU thread.
 pub fn vcpu() -> Result<Filter, SandboxError> {
-    let thread = "vCPU";
-    let mut rules = allow(&[COMMON, VCPU].concat());
-    let ioctls = VCPU_IOCTLS.iter().map(|request| {
+    with_ioctls("vCPU", &[COMMON, VCPU].concat(), VCPU_IOCTLS)
+}
+
+/// The filter of the thread that writes the console's output.
+pub fn console() -> Result<Filter, SandboxError> {
+    with_ioctls("console", &[COMMON, CONSOLE].concat(), CONSOLE_IOCTLS)
+}
+
+/// The filter of the thread that runs the event loop.
+pub fn event_loop() -> Result<Filter, SandboxError> {
+    compile("event loop", allow(&[COMMON, EVENT_LOOP].concat()))
+}
+
+/// A filter with some calls, and `ioctl` for some requests only.
+fn with_ioctls(
+    thread: &'static str,
+    calls: &[i64],
+    ioctls: &[u64],
+) -> Result<Filter, SandboxError> {
+    let mut rules = allow(calls);
+    let ioctls = ioctls.iter().map(|request| {
         SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)
             .and_then(|condition| SeccompRule::new(vec![condition]))
     });
     let ioctls = ioctls.collect::<Result<Vec<_>, _>>();
     rules.insert(libc::SYS_ioctl, ioctls.map_err(|e| error(thread, e))?);
     compile(thread, rules)
-}
-
-/// The filter of the thread that runs the event loop.
-pub fn event_loop() -> Result<Filter, SandboxError> {
-    compile("event loop", allow(&[COMMON, EVENT_LOOP].concat()))
 }
 
 fn allow(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
@@ -182,7 +200,7 @@ mod tests {
             // SAFETY: FIONREAD on a closed descriptor writes nothing.
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
-        for filter in [vcpu().unwrap(), event_loop().unwrap()] {
+        for filter in [vcpu().unwrap(), console().unwrap(), event_loop().unwrap()] {
             assert_eq!(in_child(&filter, harmless), 0);
             assert!(killed(in_child(&filter, open)));
         }

@@ -7,6 +7,7 @@ use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
 use crate::exit::Exit;
 use crate::memory::Ram;
+use crate::sandbox;
 use crate::vcpu::Buses;
 use crate::vm::Vm;
 use arch::acpi::{self, VirtioMmio};
@@ -165,7 +166,9 @@ fn console_output(serial: &SerialConfig) -> Result<ConsoleOutput, Error> {
             file.map_err(error)?.into()
         }
     };
-    ConsoleOutput::to(fd, || ()).map_err(Error::host("console thread"))
+    let filter = sandbox::console()?;
+    let before = move || filter.install().expect("the filters of other threads can be installed");
+    ConsoleOutput::to(fd, before).map_err(Error::host("console thread"))
 }
 
 /// The serial port as the input side sees it.
