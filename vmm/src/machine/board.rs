@@ -166,7 +166,7 @@ fn console_output(serial: &SerialConfig) -> Result<ConsoleOutput, Error> {
             file.map_err(error)?.into()
         }
     };
-    let filter = sandbox::console()?;
+    let filter = sandbox::console();
     let before = move || filter.install().expect("the filters of other threads can be installed");
     ConsoleOutput::to(fd, before).map_err(Error::host("console thread"))
 }

@@ -107,7 +107,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending)?;
-    sandbox::event_loop()?.install()?;
+    sandbox::event_loop().install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
@@ -130,7 +130,7 @@ fn start(
     ending: &Ending,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let filter = Arc::new(sandbox::vcpu()?);
+    let filter = Arc::new(sandbox::vcpu());
     let mut running = Vec::with_capacity(vcpus.len());
     for (id, fd) in vcpus.into_iter().enumerate() {
         let vcpu = Vcpu {

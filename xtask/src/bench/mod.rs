@@ -14,6 +14,16 @@ use clap::Subcommand;
 pub enum BenchCommand {
     /// The way from exec to the guest's init, beside other monitors
     Boot(boot::BootArguments),
+    /// Processor time from exec to the first KVM_RUN of any command, in microseconds
+    #[command(hide = true)]
+    FirstRun {
+        /// Starts, of which the median counts
+        #[arg(long, default_value_t = 31)]
+        starts: usize,
+        /// The monitor and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// For `boot`, inside the rig: memory of a monitor whose guest is idle
     #[command(hide = true)]
     Memory(memory::MemoryArguments),
@@ -24,6 +34,10 @@ impl BenchCommand {
     pub fn run(self) -> Result<u8> {
         match self {
             Self::Boot(arguments) => arguments.run(),
+            Self::FirstRun { starts, command } => {
+                println!("{}", first_run::median(&command, starts)?.as_micros());
+                Ok(0)
+            }
             Self::Memory(arguments) => arguments.run(),
         }
     }

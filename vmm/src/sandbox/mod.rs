@@ -5,11 +5,10 @@
 //! are installed after the machine is built and before the guest runs; they
 //! also set `no_new_privs`.
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
-use std::collections::BTreeMap;
+mod bpf;
+
+use bpf::Call;
+use seccompiler::BpfProgram;
 
 /// Why a filter could not be made or installed.
 #[derive(Debug, thiserror::Error)]
@@ -81,18 +80,20 @@ const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
 /// it crashes, the offloads of a TAP when its driver starts, and restoring the
 /// terminal.
-const VCPU_IOCTLS: &[u64] =
-    &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, libc::TCSETS, libc::TIOCGPGRP];
+const VCPU_IOCTLS: &[u32] =
+    &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TCSETS, TIOCGPGRP];
 
 /// Beside the common ones: writing what the guest says, and the terminal. A
 /// debug build looks at a file (fcntl) before it closes it.
 const CONSOLE: &[i64] = &[libc::SYS_fcntl, libc::SYS_getpgrp, libc::SYS_poll];
-const CONSOLE_IOCTLS: &[u64] = &[libc::TCSETS, libc::TIOCGPGRP];
+const CONSOLE_IOCTLS: &[u32] = &[TCSETS, TIOCGPGRP];
 
-const KVM_RUN: u64 = 0xae80;
-const KVM_GET_REGS: u64 = 0x8090_ae81;
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
-const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TCSETS: u32 = libc::TCSETS as u32;
+const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
+const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
 
 /// A compiled filter, to be installed on the thread that it is for.
 pub struct Filter {
@@ -101,63 +102,41 @@ pub struct Filter {
 }
 
 /// The filter of a vCPU thread.
-pub fn vcpu() -> Result<Filter, SandboxError> {
-    with_ioctls("vCPU", &[COMMON, VCPU].concat(), VCPU_IOCTLS)
+pub fn vcpu() -> Filter {
+    filter("vCPU", &[COMMON, VCPU], VCPU_IOCTLS)
 }
 
 /// The filter of the thread that writes the console's output.
-pub fn console() -> Result<Filter, SandboxError> {
-    with_ioctls("console", &[COMMON, CONSOLE].concat(), CONSOLE_IOCTLS)
+pub fn console() -> Filter {
+    filter("console", &[COMMON, CONSOLE], CONSOLE_IOCTLS)
 }
 
 /// The filter of the thread that runs the event loop.
-pub fn event_loop() -> Result<Filter, SandboxError> {
-    compile("event loop", allow(&[COMMON, EVENT_LOOP].concat()))
+pub fn event_loop() -> Filter {
+    filter("event loop", &[COMMON, EVENT_LOOP], &[])
 }
 
 /// A filter with some calls, and `ioctl` for some requests only.
-fn with_ioctls(
-    thread: &'static str,
-    calls: &[i64],
-    ioctls: &[u64],
-) -> Result<Filter, SandboxError> {
-    let mut rules = allow(calls);
-    let ioctls = ioctls.iter().map(|request| {
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-    });
-    let ioctls = ioctls.collect::<Result<Vec<_>, _>>();
-    rules.insert(libc::SYS_ioctl, ioctls.map_err(|e| error(thread, e))?);
-    compile(thread, rules)
-}
-
-fn allow(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
-    calls.iter().map(|call| (*call, Vec::new())).collect()
-}
-
-fn compile(
-    thread: &'static str,
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-) -> Result<Filter, SandboxError> {
-    let filter = SeccompFilter::new(
-        rules,
-        // The signal's handler gives the terminal back and then dies of it.
-        SeccompAction::Trap,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    );
-    let program = filter.and_then(BpfProgram::try_from).map_err(|e| error(thread, e))?;
-    Ok(Filter { thread, program })
-}
-
-fn error(thread: &'static str, reason: impl ToString) -> SandboxError {
-    SandboxError { thread, reason: reason.to_string() }
+fn filter(thread: &'static str, lists: &[&[i64]], ioctls: &'static [u32]) -> Filter {
+    let number = |call: &i64| *call as u32;
+    let mut calls: Vec<Call> = lists
+        .iter()
+        .flat_map(|list| list.iter())
+        .map(|call| Call { number: number(call), requests: &[] })
+        .collect();
+    if !ioctls.is_empty() {
+        calls.push(Call { number: number(&libc::SYS_ioctl), requests: ioctls });
+    }
+    calls.sort_by_key(|call| call.number);
+    Filter { thread, program: bpf::program(&calls) }
 }
 
 impl Filter {
     /// Installs the filter on the calling thread, for good.
     pub fn install(&self) -> Result<(), SandboxError> {
-        seccompiler::apply_filter(&self.program).map_err(|e| error(self.thread, e))
+        let reason = |e: seccompiler::Error| e.to_string();
+        seccompiler::apply_filter(&self.program)
+            .map_err(|e| SandboxError { thread: self.thread, reason: reason(e) })
     }
 }
 
@@ -201,11 +180,11 @@ mod tests {
             // SAFETY: FIONREAD on a closed descriptor writes nothing.
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
-        for filter in [vcpu().unwrap(), console().unwrap(), event_loop().unwrap()] {
+        for filter in [vcpu(), console(), event_loop()] {
             assert_eq!(in_child(&filter, harmless), 0);
             assert!(killed(in_child(&filter, open)));
         }
-        assert!(killed(in_child(&vcpu().unwrap(), other_ioctl)));
-        assert_eq!(in_child(&event_loop().unwrap(), other_ioctl), 0);
+        assert!(killed(in_child(&vcpu(), other_ioctl)));
+        assert_eq!(in_child(&event_loop(), other_ioctl), 0);
     }
 }
