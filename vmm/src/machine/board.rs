@@ -105,10 +105,12 @@ impl Board {
     /// Writes the tables that describe the machine; returns the RSDP's address,
     /// 0 without ACPI.
     pub fn describe(&self, ram: &Ram, cpus: u32, virtio_devices: usize) -> Result<u64, Error> {
+        // Beside ACPI, too: Linux maps and looks at every 16 bytes of the BIOS
+        // area until it finds one, which takes longer than reading the disk.
+        let table = mptable::table(cpus as u8);
+        let written = ram.write_slice(&table, GuestAddress(layout::MP_TABLE));
+        written.map_err(arch::acpi::AcpiError::from)?;
         if self.describe == Describe::MpTable {
-            let table = mptable::table(cpus as u8);
-            let written = ram.write_slice(&table, GuestAddress(layout::MP_TABLE));
-            written.map_err(arch::acpi::AcpiError::from)?;
             return Ok(0);
         }
         let machine = acpi::Machine {
