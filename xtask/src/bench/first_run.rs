@@ -65,11 +65,12 @@ fn be_traced() -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Waits for anything to happen to any thread; `None` when there is none left.
+/// Waits for anything to happen to any thread of what this thread has started;
+/// `None` when there is none left.
 fn wait() -> io::Result<Option<(libc::pid_t, i32)>> {
     let mut status = 0;
     // SAFETY: `status` is valid for the call.
-    match unsafe { libc::waitpid(-1, &mut status, libc::__WALL) } {
+    match unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) } {
         -1 => match io::Error::last_os_error() {
             e if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
             e => Err(e),
