@@ -74,6 +74,20 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_readv,
 ];
 
+/// Beside those, on the event loop of a machine with a vsock: connections of
+/// Unix sockets, and the end of the listening one, which may be another's file
+/// by then. Making sockets has a rule of its own.
+const VSOCK: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_lstat,
+    libc::SYS_newfstatat,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_statx,
+    libc::SYS_unlink,
+];
+
 /// Beside those: a driver that turns a disk's write cache off makes its vCPU
 /// flush what is in it; and a thread that crashes gives the terminal back.
 const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
@@ -109,9 +123,16 @@ pub fn console() -> Result<Filter, SandboxError> {
     with_ioctls("console", &[COMMON, CONSOLE].concat(), CONSOLE_IOCTLS)
 }
 
-/// The filter of the thread that runs the event loop.
-pub fn event_loop() -> Result<Filter, SandboxError> {
-    compile("event loop", allow(&[COMMON, EVENT_LOOP].concat()))
+/// The filter of the thread that runs the event loop, with or without a vsock.
+pub fn event_loop(vsock: bool) -> Result<Filter, SandboxError> {
+    let thread = "event loop";
+    let mut rules = allow(&[COMMON, EVENT_LOOP].concat());
+    if vsock {
+        rules.extend(allow(VSOCK));
+        let unix = [libc::AF_UNIX as u64];
+        rules.insert(libc::SYS_socket, one_of(thread, 0, &unix)?);
+    }
+    compile(thread, rules)
 }
 
 /// A filter with some calls, and `ioctl` for some requests only.
@@ -121,13 +142,21 @@ fn with_ioctls(
     ioctls: &[u64],
 ) -> Result<Filter, SandboxError> {
     let mut rules = allow(calls);
-    let ioctls = ioctls.iter().map(|request| {
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *request)
+    rules.insert(libc::SYS_ioctl, one_of(thread, 1, ioctls)?);
+    compile(thread, rules)
+}
+
+/// Rules for a call whose argument number `argument` is one of `values`.
+fn one_of(
+    thread: &'static str,
+    argument: u8,
+    values: &[u64],
+) -> Result<Vec<SeccompRule>, SandboxError> {
+    let rules = values.iter().map(|value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
     });
-    let ioctls = ioctls.collect::<Result<Vec<_>, _>>();
-    rules.insert(libc::SYS_ioctl, ioctls.map_err(|e| error(thread, e))?);
-    compile(thread, rules)
+    rules.collect::<Result<_, _>>().map_err(|e| error(thread, e))
 }
 
 fn allow(calls: &[i64]) -> BTreeMap<i64, Vec<SeccompRule>> {
@@ -200,11 +229,34 @@ mod tests {
             // SAFETY: FIONREAD on a closed descriptor writes nothing.
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
-        for filter in [vcpu().unwrap(), console().unwrap(), event_loop().unwrap()] {
+        let all = [vcpu(), console(), event_loop(false), event_loop(true)].map(Result::unwrap);
+        for filter in all {
             assert_eq!(in_child(&filter, harmless), 0);
             assert!(killed(in_child(&filter, open)));
         }
         assert!(killed(in_child(&vcpu().unwrap(), other_ioctl)));
-        assert_eq!(in_child(&event_loop().unwrap(), other_ioctl), 0);
+        assert_eq!(in_child(&event_loop(false).unwrap(), other_ioctl), 0);
+    }
+
+    #[test]
+    fn only_a_machine_with_a_vsock_makes_sockets_and_only_local_ones() {
+        let unix = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+        };
+        let inet = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+        };
+        let unlink = || {
+            // SAFETY: the path is a C string.
+            unsafe { libc::unlink(c"/nonexistent/file".as_ptr()) };
+        };
+        let (with, without) = (event_loop(true).unwrap(), event_loop(false).unwrap());
+        assert_eq!(in_child(&with, unix), 0);
+        assert_eq!(in_child(&with, unlink), 0);
+        assert!(killed(in_child(&with, inet)));
+        assert!(killed(in_child(&without, unix)));
+        assert!(killed(in_child(&without, unlink)));
     }
 }
