@@ -91,7 +91,7 @@ vsock_guest_start:
 	syscall
 	test	rax, rax
 	js	9b
-	jz	1f
+	jz	2f
 	lea	rsi, [rsp + 8]
 	mov	r15, rax
 8:	mov	eax, 1			# write
@@ -104,6 +104,6 @@ vsock_guest_start:
 	sub	r15, rax
 	jnz	8b
 	jmp	7b
-1:	ret
+2:	ret
 vsock_guest_end:
 	.popsection

@@ -378,9 +378,10 @@ impl Connection {
     }
 
     fn read(&mut self, room: &mut IoVecs<'_>) -> Option<u32> {
+        let most = room.len();
         loop {
             match self.stream.read(room) {
-                Ok(n @ 1..) => return Some((n as u64).min(room.len()) as u32),
+                Ok(n @ 1..) => return Some((n as u64).min(most) as u32),
                 Ok(0) => self.host_shutdown |= SHUTDOWN_SEND,
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {

@@ -68,7 +68,7 @@ pub struct Readiness {
 /// The host's end of a connection. Nothing here waits: where it would, the
 /// error is `WouldBlock`, and [`VsockBackend::poll`] tells when to try again.
 pub trait HostStream: Send {
-    /// Reads into the front of `to`; 0 is the end. `to` is not advanced.
+    /// Reads into the front of `to`; 0 is the end.
     fn read(&mut self, to: &mut IoVecs<'_>) -> io::Result<usize>;
     /// Writes the front of `from`, which is not advanced.
     fn write(&mut self, from: &IoVecs<'_>) -> io::Result<usize>;
