@@ -132,11 +132,11 @@ pub struct Args {
 
     /// Sockets between guest and host, through Unix sockets of the host
     ///
-    /// Made at PATH, which must not exist, and removed at the end. A client of
-    /// PATH writes 'CONNECT PORT' and a line feed, reads 'OK' and a number, and
-    /// is connected to that port of the guest. A guest that connects to a port
-    /// of CID 2, the host, reaches whoever listens at PATH_PORT. The guest's
-    /// own CID is N, 3 unless given.
+    /// Made at PATH, where nothing may be, and removed at the end. A client
+    /// of PATH writes 'CONNECT PORT' and a line feed, reads 'OK' and a
+    /// number, and is connected to that port of the guest. A guest that
+    /// connects to a port of CID 2, the host, reaches whoever listens at
+    /// PATH_PORT. The guest's own CID is N [default: 3].
     #[arg(
         verbatim_doc_comment,
         long,

@@ -15,6 +15,7 @@ pub fn tests() -> Vec<Trial> {
         trial("vsock::bytes_arrive_whole_from_and_to_the_host", guest_connects),
         trial("vsock::a_client_of_the_host_reaches_the_guest", host_connects),
         trial("vsock::where_nobody_listens_a_connection_is_refused", refused),
+        trial("vsock::a_driver_that_is_taken_away_ends_connections_and_no_more", unbound),
         trial("vsock::the_socket_is_there_while_the_guest_is", lifetime),
     ]
 }
@@ -178,6 +179,22 @@ fn refused() -> Verdict {
     keys.write_all(b"\n")?;
     let outcome = started.wait()?.script_passed()?;
     check(outcome.count("status")? == 104, "the guest is told ECONNRESET", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+/// The reset closes the host's sockets on a vCPU's thread, under its filter.
+fn unbound() -> Verdict {
+    let dir = tempfile::tempdir()?;
+    let ended = serve(dir.path().join("v_1000"), b"hello\n".to_vec())?;
+    let again = serve(dir.path().join("v_1001"), Vec::new())?;
+    let script = "cd /sys/bus/virtio/drivers/vmw_vsock_virtio_transport\n\
+                  device=$(basename virtio*)\n\
+                  sleep 1000 | vsock 1000 >/tmp/got &\n\
+                  until [ -s /tmp/got ]; do usleep 10000; done\n\
+                  echo $device >unbind && echo $device >bind && echo again | vsock 1001";
+    let outcome = guest(dir.path(), script).run()?.script_passed()?;
+    check(joined(ended)?.is_empty(), "the first connection ends", &outcome)?;
+    check(joined(again)? == b"again\n", "another one can be made", &outcome)?;
     Ok(Completion::Completed)
 }
 

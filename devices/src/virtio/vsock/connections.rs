@@ -216,7 +216,7 @@ impl Connections {
     }
 
     /// A packet of the guest, which has the context ID `cid`.
-    pub fn from_guest(&mut self, cid: u64, header: &Header, payload: &mut IoVecs<'_>) {
+    pub fn take(&mut self, cid: u64, header: &Header, payload: &mut IoVecs<'_>) {
         let whole = payload.len() == u64::from(header.len);
         let ours = header.dst_cid == VMADDR_CID_HOST && header.src_cid == cid;
         let key = Key { host_port: header.dst_port, guest_port: header.src_port };
@@ -266,13 +266,13 @@ impl Connections {
         self.enlist(token);
     }
 
-    /// Whether [`Connections::to_guest`] is worth a buffer.
+    /// Whether [`Connections::next_packet`] is worth a buffer.
     pub fn has_news(&self) -> bool {
         !self.resets.is_empty() || !self.list.is_empty()
     }
 
     /// The next packet for the guest, its payload in `room`.
-    pub fn to_guest(&mut self, room: &mut Room<'_>) -> Result<Option<Header>, QueueError> {
+    pub fn next_packet(&mut self, room: &mut Room<'_>) -> Result<Option<Header>, QueueError> {
         if let Some(reset) = self.resets.pop_front() {
             return Ok(Some(reset));
         }

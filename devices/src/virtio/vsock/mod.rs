@@ -162,7 +162,7 @@ impl Active {
                 let header = Header::parse(&bytes);
                 let len = rest.min(header.len.into());
                 let mut payload = chain.readable_iovecs(mem, iovecs, HEADER as u64, len)?;
-                connections.from_guest(cid, &header, &mut payload);
+                connections.take(cid, &header, &mut payload);
             }
             queue.push_used(mem, chain.head, 0)?;
         }
@@ -187,7 +187,7 @@ impl Active {
                 continue;
             }
             let mut room = Room { mem, chain, store: iovecs };
-            match connections.to_guest(&mut room)? {
+            match connections.next_packet(&mut room)? {
                 Some(header) => {
                     let header = Header { dst_cid: cid, ..header };
                     chain.write_at(mem, 0, &header.bytes())?;
