@@ -185,15 +185,23 @@ fn refused() -> Verdict {
 /// The reset closes the host's sockets on a vCPU's thread, under its filter.
 fn unbound() -> Verdict {
     let dir = tempfile::tempdir()?;
-    let ended = serve(dir.path().join("v_1000"), b"hello\n".to_vec())?;
+    let listener = UnixListener::bind(dir.path().join("v_1000"))?;
     let again = serve(dir.path().join("v_1001"), Vec::new())?;
     let script = "cd /sys/bus/virtio/drivers/vmw_vsock_virtio_transport\n\
                   device=$(basename virtio*)\n\
-                  sleep 1000 | vsock 1000 >/tmp/got &\n\
-                  until [ -s /tmp/got ]; do usleep 10000; done\n\
+                  (echo there; sleep 1000) | vsock 1000 &\n\
+                  echo up; read line\n\
                   echo $device >unbind && echo $device >bind && echo again | vsock 1001";
-    let outcome = guest(dir.path(), script).run()?.script_passed()?;
-    check(joined(ended)?.is_empty(), "the first connection ends", &outcome)?;
+    let (input, mut keys) = io::pipe()?;
+    let mut started = guest(dir.path(), script).stdin(input).start();
+    started.expect("up")?;
+    let mut first = listener.accept()?.0;
+    first.set_read_timeout(LIMIT)?;
+    first.read_exact(&mut [0; 6])?;
+    keys.write_all(b"\n")?;
+    let rest = first.read(&mut [0; 6]);
+    let outcome = started.wait()?.script_passed()?;
+    check(matches!(rest, Ok(0)), "the first connection ends", &outcome)?;
     check(joined(again)? == b"again\n", "another one can be made", &outcome)?;
     Ok(Completion::Completed)
 }
