@@ -78,6 +78,12 @@ impl Connections {
         self.all.len()
     }
 
+    /// Whether another [`Connections::poll`] is due without news: there is a
+    /// descriptor for a client that could not be accepted before.
+    pub fn may_accept(&self) -> bool {
+        self.clients
+    }
+
     /// Takes in what happened on the host. `true`: there is more.
     pub fn poll(&mut self) -> bool {
         let mut news = std::mem::take(&mut self.news);

@@ -137,6 +137,7 @@ impl Vsock {
         if *transport_reset {
             *transport_reset = !active.tell_reset()?;
         }
+        let more = more || connections.may_accept();
         if more && let Some(Some(queue)) = active.queues.get(RX) {
             queue.call_again();
         }

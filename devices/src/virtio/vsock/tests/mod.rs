@@ -48,6 +48,8 @@ struct Host {
     clients: VecDeque<SharedPeer>,
     connected: Vec<SharedPeer>,
     news: Vec<Readiness>,
+    /// There are no descriptors for clients.
+    exhausted: bool,
 }
 
 #[derive(Clone, Default)]
@@ -69,7 +71,11 @@ impl VsockBackend for MemHost {
     }
 
     fn accept(&mut self, token: u64) -> io::Result<Option<Box<dyn HostStream>>> {
-        let Some(peer) = lock(&self.0).clients.pop_front() else { return Ok(None) };
+        let mut host = lock(&self.0);
+        if host.exhausted {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        let Some(peer) = host.clients.pop_front() else { return Ok(None) };
         lock(&peer).token = token;
         Ok(Some(Box::new(MemStream(peer))))
     }

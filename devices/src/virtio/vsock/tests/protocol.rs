@@ -108,6 +108,18 @@ fn connections_are_capped_and_room_is_used_again() {
 }
 
 #[test]
+fn a_client_without_a_descriptor_waits_for_the_end_of_another() {
+    let mut machine = Machine::started(0);
+    machine.connected();
+    lock(&machine.host).exhausted = true;
+    machine.client("CONNECT 9\n");
+    assert!(machine.ops().is_empty());
+    lock(&machine.host).exhausted = false;
+    machine.send(packet(op::RST), &[]);
+    assert_eq!(machine.ops(), [op::REQUEST]);
+}
+
+#[test]
 fn clients_that_come_before_the_driver_are_served_later() {
     let mut machine = Machine::new();
     let peer = machine.client("CONNECT 9\n");
