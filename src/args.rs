@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use vmm::config::{Config, ConfigError, Disk, Net, Serial, Size};
+use vmm::config::{Config, ConfigError, Disk, Net, Serial, Size, Vsock};
 
 /// The largest configuration file: far more than 16 devices need.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -20,6 +20,8 @@ Examples:
   microvm --kernel bzImage --initrd initrd.img --cmdline 'quiet' \\
           --serial file=guest.log
       A distribution's kernel with its initrd; no console here.
+  microvm --kernel vmlinux --rootfs debian.img --vsock uds=guest.vsock
+      Programs of host and guest connect to each other, without a network.
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
@@ -127,6 +129,21 @@ pub struct Args {
     /// Without mac= the address is derived from the interface's name.
     #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", help_heading = "The machine")]
     nets: Vec<Net>,
+
+    /// Sockets between guest and host, through Unix sockets of the host
+    ///
+    /// Made at PATH, where nothing may be, and removed at the end. A client
+    /// of PATH writes 'CONNECT PORT' and a line feed, reads 'OK' and a
+    /// number, and is connected to that port of the guest. A guest that
+    /// connects to a port of CID 2, the host, reaches whoever listens at
+    /// PATH_PORT. The guest's own CID is N [default: 3].
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "uds=PATH[,cid=N]",
+        help_heading = "The machine"
+    )]
+    vsock: Option<Vsock>,
 
     /// Serial console: stdio, off or file=PATH [default: stdio]
     ///
@@ -242,6 +259,7 @@ impl Args {
         config.skip_probe |= self.skip_probe;
         config.rootfs = self.rootfs.or(config.rootfs);
         config.initrd = self.initrd.or(config.initrd);
+        config.vsock = self.vsock.or(config.vsock);
         // What can be there many times is added.
         config.disks.extend(self.disks);
         config.nets.extend(self.nets);
@@ -351,6 +369,8 @@ mod tests {
             "b,serial=S",
             "--net",
             "tap=t0",
+            "--vsock",
+            "uds=v,cid=5",
             "--serial",
             "off",
         ])
@@ -363,6 +383,7 @@ mod tests {
         wanted.memory = Size(1 << 30);
         wanted.disks = vec!["a".parse().unwrap(), "b,serial=S".parse().unwrap()];
         wanted.nets = vec!["tap=t0".parse().unwrap()];
+        wanted.vsock = Some("uds=v,cid=5".parse().unwrap());
         wanted.serial = Serial::Off;
         assert_eq!(made, wanted);
     }
@@ -391,6 +412,8 @@ mod tests {
             (&["--cpus", "x"], "--cpus"),
             (&["--cpsu", "1"], "--cpus"),
             (&["--disk", "a,colour=red"], "colour"),
+            (&["--vsock", "uds=v,cid=2"], "cid"),
+            (&["--vsock", "a", "--vsock", "b"], "--vsock"),
             (&["--kernel", "a", "--kernel", "b"], "--kernel"),
             (&["--log", "loud"], "debug"),
             (&["doctor", "--jsn"], "--json"),

@@ -12,6 +12,7 @@ mod kit;
 mod lifecycle;
 mod machine;
 mod net;
+mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         machine::tests(),
         disk::tests(),
         net::tests(),
+        vsock::tests(),
         lifecycle::tests(),
         console::tests(),
         input::tests(),

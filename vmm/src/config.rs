@@ -4,8 +4,11 @@
 //! and the rules for a single field stand beside the field; what can only be
 //! said with the host or the files at hand is checked when the machine is built.
 
+use devices::backend::vsock::MAX_PATH as MAX_UDS;
+use devices::virtio::vsock::CIDS;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -16,7 +19,7 @@ pub const MIN_MEMORY: u64 = 32 << 20;
 pub const MAX_MEMORY: u64 = 1 << 40;
 /// The most vCPUs of a machine.
 pub const MAX_CPUS: u32 = 32;
-/// The most disks and network cards together: one interrupt line each.
+/// The most disks, network cards and vsock together: one interrupt line each.
 pub const MAX_DEVICES: usize = 16;
 
 /// A machine, as its user asks for it.
@@ -47,6 +50,9 @@ pub struct Config {
     /// Network cards, in the order `eth0`, `eth1`, ….
     #[serde(default)]
     pub nets: Vec<Net>,
+    /// Sockets between programs of the guest and of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
     /// Where the serial console goes.
     #[serde(default)]
     pub serial: Serial,
@@ -76,6 +82,7 @@ impl Config {
             memory: default_memory(),
             disks: Vec::new(),
             nets: Vec::new(),
+            vsock: None,
             serial: Serial::default(),
             skip_probe: false,
         }
@@ -91,12 +98,13 @@ impl Config {
         {
             return Err(ConfigError::Memory(self.memory));
         }
-        let devices = self.all_disks().count() + self.nets.len();
+        let devices = self.all_disks().count() + self.nets.len() + self.vsock.iter().count();
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
         self.all_disks().try_for_each(Disk::validate)?;
         self.nets.iter().try_for_each(Net::validate)?;
+        self.vsock.iter().try_for_each(Vsock::validate)?;
         if self.cmdline.bytes().any(|b| b == 0 || b == b'\n') {
             return Err(ConfigError::Cmdline);
         }
@@ -119,7 +127,7 @@ pub enum ConfigError {
     #[error("memory: {0}: must be {min} to {max}, in whole pages of 4 KiB", min = Size(MIN_MEMORY), max = Size(MAX_MEMORY))]
     Memory(Size),
     /// Too many devices.
-    #[error("{0} disks and network cards: at most {MAX_DEVICES} fit")]
+    #[error("{0} disks, network cards and vsock: at most {MAX_DEVICES} fit")]
     Devices(usize),
     /// A disk without a file.
     #[error("disk: an empty path: give path=FILE")]
@@ -143,6 +151,12 @@ pub enum ConfigError {
         /// The address.
         mac: String,
     },
+    /// A path that no socket's address can hold.
+    #[error("vsock: uds {0:?}: must be a path of 1 to {MAX_UDS} bytes")]
+    Uds(PathBuf),
+    /// Not a guest's context ID.
+    #[error("vsock: cid {0}: must be {min} to {max}", min = CIDS.start(), max = CIDS.end())]
+    Cid(u32),
     /// The command line holds a character that would end it.
     #[error("cmdline: must be one line without NUL")]
     Cmdline,
@@ -259,6 +273,55 @@ impl FromStr for Net {
         fields.end()?;
         net.validate()?;
         Ok(net)
+    }
+}
+
+/// Sockets between programs of the guest and of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// The host's Unix socket, made at the start. The guest's connections to
+    /// port P of the host go to the socket whose path is this one and `_P`.
+    pub uds: PathBuf,
+    /// The guest's context ID.
+    #[serde(default = "default_cid")]
+    pub cid: u32,
+}
+
+fn default_cid() -> u32 {
+    *CIDS.start()
+}
+
+impl Vsock {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let path = self.uds.as_os_str().as_bytes();
+        if !(1..=MAX_UDS).contains(&path.len()) || path.contains(&0) {
+            return Err(ConfigError::Uds(self.uds.clone()));
+        }
+        if !CIDS.contains(&self.cid) {
+            return Err(ConfigError::Cid(self.cid));
+        }
+        Ok(())
+    }
+}
+
+/// `[uds=]PATH[,cid=N]`; a comma in a path is written twice.
+impl FromStr for Vsock {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut fields = Fields::new("vsock", text, "uds");
+        let uds = fields.required("uds")?.into();
+        let cid = match fields.take("cid") {
+            None => default_cid(),
+            Some(text) => text
+                .parse()
+                .map_err(|_| fields.error(format!("cid= must be a number, not {text:?}")))?,
+        };
+        fields.end()?;
+        let vsock = Self { uds, cid };
+        vsock.validate()?;
+        Ok(vsock)
     }
 }
 
@@ -420,7 +483,7 @@ impl<'a> Fields<'a> {
 /// Whether the text before a `=` in the first field can be a key, so that a
 /// plain path with a `=` in it still works.
 fn is_key(text: &str) -> bool {
-    matches!(text, "path" | "readonly" | "serial" | "tap" | "mac")
+    matches!(text, "path" | "readonly" | "serial" | "tap" | "mac" | "uds" | "cid")
 }
 
 #[cfg(test)]
@@ -482,10 +545,33 @@ mod tests {
     }
 
     #[test]
+    fn a_vsock_is_read_from_its_shorthand() {
+        let vsock: Vsock = "uds=/run/v,,s,cid=42".parse().unwrap();
+        assert_eq!(vsock, Vsock { uds: "/run/v,s".into(), cid: 42 });
+        assert_eq!("v".parse::<Vsock>().unwrap().cid, 3);
+        let long = format!("uds={}", "x".repeat(MAX_UDS + 1));
+        for text in [
+            "uds=",
+            "cid=3",
+            "v,cid=2",
+            "v,cid=4294967295",
+            "v,cid=4294967296",
+            "v,cid=x",
+            "v,cid=",
+            "v,colour=red",
+            &long,
+        ] {
+            assert!(text.parse::<Vsock>().is_err(), "{text}");
+        }
+        assert_eq!("v,cid=4294967294".parse::<Vsock>().unwrap().cid, u32::MAX - 1);
+    }
+
+    #[test]
     fn a_file_says_no_more_and_no_less_than_the_command_line() {
         let mut config = Config::new("/k");
         config.rootfs = Some("/r,readonly=on".parse().unwrap());
         config.nets.push("tap=t0".parse().unwrap());
+        config.vsock = Some("uds=/v,cid=7".parse().unwrap());
         config.serial = Serial::File("/log".into());
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
@@ -510,12 +596,21 @@ mod tests {
         assert!(with(|c| c.memory = Size(MIN_MEMORY + 1)).is_err());
         assert!(with(|c| c.cmdline = "a\nb".into()).is_err());
         assert!(with(|c| c.disks = vec!["/d".parse().unwrap(); 17]).is_err());
+        assert!(with(|c| c.vsock = Some("v".parse().unwrap())).is_ok());
+        let cid = with(|c| c.vsock = Some(Vsock { uds: "v".into(), cid: 2 }));
+        assert_eq!(cid, Err(ConfigError::Cid(2)));
+        assert!(with(|c| c.vsock = Some(Vsock { uds: "".into(), cid: 3 })).is_err());
+        let full = |c: &mut Config| {
+            c.disks = vec!["/d".parse().unwrap(); 16];
+            c.vsock = Some("v".parse().unwrap());
+        };
+        assert_eq!(with(full), Err(ConfigError::Devices(17)));
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_shorthands_panic(text in ".{0,60}") {
-            let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Size>(), text.parse::<Serial>());
+            let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Vsock>(), text.parse::<Size>(), text.parse::<Serial>());
         }
 
         #[test]

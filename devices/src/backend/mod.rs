@@ -1,5 +1,7 @@
-//! What stands behind a device: disk images, taps, the host's entropy and console.
+//! What stands behind a device: disk images, taps, Unix sockets, the host's
+//! entropy and console.
 
 pub mod console;
 pub mod disk;
 pub mod tap;
+pub mod vsock;

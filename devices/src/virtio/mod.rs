@@ -28,6 +28,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 pub mod worker;
 
 use crate::irq::IrqLine;
@@ -63,6 +64,8 @@ pub enum DeviceId {
     Block = 2,
     /// Entropy device, 5.4.
     Rng = 4,
+    /// Socket device, 5.10.
+    Vsock = 19,
 }
 
 /// Interrupt cause: a queue has used buffers (`InterruptStatus` bit 0).

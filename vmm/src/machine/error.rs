@@ -32,6 +32,9 @@ pub enum Error {
     /// A network card or its TAP.
     #[error(transparent)]
     Net(#[from] devices::backend::tap::TapError),
+    /// The host's sockets of a vsock.
+    #[error(transparent)]
+    Vsock(#[from] devices::backend::vsock::VsockError),
     /// The file that the serial console goes to.
     #[error("serial {path}: {source}")]
     Serial {

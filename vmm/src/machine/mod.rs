@@ -107,7 +107,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending)?;
-    sandbox::event_loop().install()?;
+    sandbox::event_loop(config.vsock.is_some()).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();

@@ -8,11 +8,13 @@ use crate::memory::Ram;
 use crate::vm::Vm;
 use devices::backend::disk::RawDisk;
 use devices::backend::tap::Tap;
+use devices::backend::vsock::UnixSockets;
 use devices::irq::IrqLine;
 use devices::virtio::block::Block;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{Net, derived_mac};
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
 use std::sync::{Arc, Mutex};
@@ -21,7 +23,7 @@ use std::sync::{Arc, Mutex};
 pub type Slot = SharedVirtio;
 
 /// Opens what is behind each device, in the order in which the guest numbers
-/// them: disks, network cards, entropy.
+/// them: disks, network cards, vsock, entropy.
 pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
@@ -29,6 +31,9 @@ pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     }
     for net in &config.nets {
         slots.push(open_net(net)?);
+    }
+    if let Some(vsock) = &config.vsock {
+        slots.push(open_vsock(vsock)?);
     }
     slots.push(Arc::new(Mutex::new(Rng::new())));
     Ok(slots)
@@ -45,6 +50,11 @@ fn open_net(net: &config::Net) -> Result<Slot, Error> {
     let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
     let mtu = tap.mtu;
     Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
+}
+
+fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {
+    let sockets = UnixSockets::listen(&vsock.uds)?;
+    Ok(Arc::new(Mutex::new(Vsock::new(vsock.cid, Box::new(sockets)))))
 }
 
 /// Puts each device on the board; returns what serves them on the event loop.

@@ -13,14 +13,15 @@
 
 use seccompiler::sock_filter;
 
-/// A system call that is allowed, and for which values of its second argument.
+/// A system call that is allowed, and for which values of an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     /// Its number.
     pub number: u32,
-    /// All but these (the low 32 bits of the second argument) are refused;
-    /// empty for none.
-    pub requests: &'static [u32],
+    /// The argument that is looked at, 0 to 5, its low 32 bits.
+    pub argument: u32,
+    /// All values but these are refused; an empty list allows all.
+    pub values: &'static [u32],
 }
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -32,7 +33,8 @@ const ARCH: u32 = 62 | 0x8000_0000 | 0x4000_0000;
 // Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
-const SECOND_ARGUMENT: u32 = 24;
+const ARGUMENTS: u32 = 16;
+const ARGUMENT_SIZE: u32 = 8;
 
 /// As many calls as are compared one by one.
 const LEAF: usize = 2;
@@ -77,12 +79,12 @@ fn leaf(calls: &[Call]) -> Vec<sock_filter> {
 }
 
 fn body(call: &Call) -> Vec<sock_filter> {
-    if call.requests.is_empty() {
+    if call.values.is_empty() {
         return vec![ret(ALLOW)];
     }
-    let mut all = vec![load(SECOND_ARGUMENT)];
-    for request in call.requests {
-        all.extend([jump(libc::BPF_JEQ, *request, 0, 1), ret(ALLOW)]);
+    let mut all = vec![load(ARGUMENTS + call.argument * ARGUMENT_SIZE)];
+    for value in call.values {
+        all.extend([jump(libc::BPF_JEQ, *value, 0, 1), ret(ALLOW)]);
     }
     all.push(ret(REFUSE));
     all
@@ -122,7 +124,7 @@ mod tests {
                     value = match step.k {
                         NUMBER => number,
                         ARCHITECTURE => arch,
-                        SECOND_ARGUMENT => argument,
+                        24 => argument,
                         other => panic!("no such field: {other}"),
                     }
                 }
@@ -151,7 +153,7 @@ mod tests {
         ) {
             let calls: Vec<Call> = numbers
                 .iter()
-                .map(|&number| Call { number, requests: if number % 7 == 3 { &[5, 9] } else { &[] } })
+                .map(|&number| Call { number, argument: 1, values: if number % 7 == 3 { &[5, 9] } else { &[] } })
                 .collect();
             let program = program(&calls);
             for number in others.into_iter().chain(numbers.iter().copied()) {

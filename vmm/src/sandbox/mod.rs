@@ -73,6 +73,20 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_readv,
 ];
 
+/// Beside those, on the event loop of a machine with a vsock: connections of
+/// Unix sockets, and the end of the listening one, which may be another's file
+/// by then. Making sockets has a rule of its own.
+const VSOCK: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_lstat,
+    libc::SYS_newfstatat,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_statx,
+    libc::SYS_unlink,
+];
+
 /// Beside those: a driver that turns a disk's write cache off makes its vCPU
 /// flush what is in it; and a thread that crashes gives the terminal back.
 const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
@@ -83,9 +97,8 @@ const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
 const VCPU_IOCTLS: &[u32] =
     &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TCSETS, TIOCGPGRP];
 
-/// Beside the common ones: writing what the guest says, and the terminal. A
-/// debug build looks at a file (fcntl) before it closes it.
-const CONSOLE: &[i64] = &[libc::SYS_fcntl, libc::SYS_getpgrp, libc::SYS_poll];
+/// Beside the common ones: writing what the guest says, and the terminal.
+const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
 const CONSOLE_IOCTLS: &[u32] = &[TCSETS, TIOCGPGRP];
 
 const TCSETS: u32 = libc::TCSETS as u32;
@@ -103,30 +116,36 @@ pub struct Filter {
 
 /// The filter of a vCPU thread.
 pub fn vcpu() -> Filter {
-    filter("vCPU", &[COMMON, VCPU], VCPU_IOCTLS)
+    filter("vCPU", &[COMMON, VCPU], &[only(libc::SYS_ioctl, 1, VCPU_IOCTLS), CLOSING])
 }
 
 /// The filter of the thread that writes the console's output.
 pub fn console() -> Filter {
-    filter("console", &[COMMON, CONSOLE], CONSOLE_IOCTLS)
+    filter("console", &[COMMON, CONSOLE], &[only(libc::SYS_ioctl, 1, CONSOLE_IOCTLS), CLOSING])
 }
 
-/// The filter of the thread that runs the event loop.
-pub fn event_loop() -> Filter {
-    filter("event loop", &[COMMON, EVENT_LOOP], &[])
-}
-
-/// A filter with some calls, and `ioctl` for some requests only.
-fn filter(thread: &'static str, lists: &[&[i64]], ioctls: &'static [u32]) -> Filter {
-    let number = |call: &i64| *call as u32;
-    let mut calls: Vec<Call> = lists
-        .iter()
-        .flat_map(|list| list.iter())
-        .map(|call| Call { number: number(call), requests: &[] })
-        .collect();
-    if !ioctls.is_empty() {
-        calls.push(Call { number: number(&libc::SYS_ioctl), requests: ioctls });
+/// The filter of the thread that runs the event loop, with or without a vsock.
+pub fn event_loop(vsock: bool) -> Filter {
+    match vsock {
+        true => filter("event loop", &[COMMON, EVENT_LOOP, VSOCK], &[LOCAL_SOCKETS]),
+        false => filter("event loop", &[COMMON, EVENT_LOOP], &[]),
     }
+}
+
+/// Rust built with its checks asks whether a descriptor is open before it
+/// closes it: sockets of a vsock that is reset, the console's output.
+const CLOSING: Call = only(libc::SYS_fcntl, 1, &[libc::F_GETFD as u32]);
+const LOCAL_SOCKETS: Call = only(libc::SYS_socket, 0, &[libc::AF_UNIX as u32]);
+
+/// A call that is allowed for some values of an argument.
+const fn only(number: i64, argument: u32, values: &'static [u32]) -> Call {
+    Call { number: number as u32, argument, values }
+}
+
+/// A filter with some calls, and others with conditions.
+fn filter(thread: &'static str, lists: &[&[i64]], conditional: &[Call]) -> Filter {
+    let free = lists.iter().flat_map(|list| list.iter()).map(|number| only(*number, 0, &[]));
+    let mut calls: Vec<Call> = free.chain(conditional.iter().copied()).collect();
     calls.sort_by_key(|call| call.number);
     Filter { thread, program: bpf::program(&calls) }
 }
@@ -143,6 +162,9 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::backend::vsock::UnixSockets;
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::sync::Mutex;
 
     /// Runs `body` under `filter` in a child and returns its wait status.
     fn in_child(filter: &Filter, body: fn()) -> i32 {
@@ -172,6 +194,10 @@ mod tests {
             // SAFETY: no memory is touched.
             unsafe { libc::sched_yield() };
         };
+        let close = || {
+            // SAFETY: nothing in this child needs it any more.
+            drop(unsafe { OwnedFd::from_raw_fd(libc::STDIN_FILENO) });
+        };
         let open = || {
             // SAFETY: the path is a C string.
             unsafe { libc::open(c"/dev/null".as_ptr(), 0) };
@@ -180,11 +206,42 @@ mod tests {
             // SAFETY: FIONREAD on a closed descriptor writes nothing.
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
-        for filter in [vcpu(), console(), event_loop()] {
+        let all = [vcpu(), console(), event_loop(false), event_loop(true)];
+        for filter in all {
             assert_eq!(in_child(&filter, harmless), 0);
+            assert_eq!(in_child(&filter, close), 0);
             assert!(killed(in_child(&filter, open)));
         }
         assert!(killed(in_child(&vcpu(), other_ioctl)));
-        assert_eq!(in_child(&event_loop(), other_ioctl), 0);
+        assert_eq!(in_child(&event_loop(false), other_ioctl), 0);
+    }
+
+    #[test]
+    fn only_a_machine_with_a_vsock_makes_sockets_and_only_local_ones() {
+        let unix = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+        };
+        let inet = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+        };
+        let unlink = || {
+            // SAFETY: the path is a C string.
+            unsafe { libc::unlink(c"/nonexistent/file".as_ptr()) };
+        };
+        static OPEN: Mutex<Option<UnixSockets>> = Mutex::new(None);
+        let end = || drop(OPEN.lock().unwrap().take());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v");
+        *OPEN.lock().unwrap() = Some(UnixSockets::listen(&path).unwrap());
+        assert_eq!(in_child(&event_loop(true), end), 0);
+        assert!(!path.exists());
+        let (with, without) = (event_loop(true), event_loop(false));
+        assert_eq!(in_child(&with, unix), 0);
+        assert_eq!(in_child(&with, unlink), 0);
+        assert!(killed(in_child(&with, inet)));
+        assert!(killed(in_child(&without, unix)));
+        assert!(killed(in_child(&without, unlink)));
     }
 }
