@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use vmm::config::{Config, ConfigError, Disk, Net, Serial, Size, Vsock};
+use vmm::config::{Config, ConfigError, Disk, Net, Serial, Size, Transport, Vsock};
 
 /// The largest configuration file: far more than 16 devices need.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -145,6 +145,12 @@ pub struct Args {
     )]
     vsock: Option<Vsock>,
 
+    /// What carries the virtio devices: mmio or pci [default: mmio]
+    ///
+    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio.
+    #[arg(long, value_name = "BUS", help_heading = "The machine")]
+    transport: Option<Transport>,
+
     /// Serial console: stdio, off or file=PATH [default: stdio]
     ///
     /// Output is appended to a file, and the guest gets no input then.
@@ -256,6 +262,7 @@ impl Args {
         set(&mut config.cpus, self.cpus);
         set(&mut config.memory, self.memory);
         set(&mut config.serial, self.serial);
+        set(&mut config.transport, self.transport);
         config.skip_probe |= self.skip_probe;
         config.rootfs = self.rootfs.or(config.rootfs);
         config.initrd = self.initrd.or(config.initrd);

@@ -13,11 +13,11 @@ use crate::layout;
 use acpi_tables::{
     Aml,
     aml::{
-        Device, EISAName, IO, Interrupt, Memory32Fixed, Name, PackageBuilder, Path,
-        ResourceTemplate, Scope,
+        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+        PackageBuilder, Path, ResourceTemplate, Scope,
     },
     fadt::{FADTBuilder, Flags},
-    gas::{AccessSize, AddressSpace, GAS},
+    gas::{AccessSize, AddressSpace as GasSpace, GAS},
     madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic},
     rsdp::Rsdp,
     sdt::Sdt,
@@ -55,6 +55,8 @@ pub struct Machine {
     pub reset_port: u16,
     /// Port of the pvpanic device, if any.
     pub pvpanic_port: Option<u16>,
+    /// Whether there is a PCI bus.
+    pub pci: bool,
 }
 
 /// Why the tables could not be written.
@@ -102,7 +104,7 @@ fn tables(machine: &Machine) -> Vec<u8> {
 }
 
 fn byte_port(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
+    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
 }
 
 /// The value that a write to the reset register carries.
@@ -150,6 +152,9 @@ fn dsdt(machine: &Machine) -> Sdt {
     for (i, device) in machine.virtio.iter().enumerate() {
         virtio(i, device, &mut aml);
     }
+    if machine.pci {
+        root_bridge(&mut aml);
+    }
     if let Some(port) = machine.pvpanic_port {
         let name = Name::new("_HID".into(), &"QEMU0001");
         let ports = IO::new(port, port, 1, 1);
@@ -180,6 +185,23 @@ fn serial(aml: &mut Vec<u8>) {
     let resources = ResourceTemplate::new(vec![&ports, &irq]);
     let crs = Name::new("_CRS".into(), &resources);
     Device::new("COM1".into(), vec![&hid, &uid, &crs]).to_aml_bytes(aml);
+}
+
+/// Bus 0, the ports that configure it and the memory it decodes.
+fn root_bridge(aml: &mut Vec<u8>) {
+    const CONFIG: u16 = 0xcf8;
+    let hid = EISAName::new("PNP0A03");
+    let hid = Name::new("_HID".into(), &hid);
+    let uid = Name::new("_UID".into(), &0u8);
+    let bbn = Name::new("_BBN".into(), &0u8);
+    let buses = AddressSpace::new_bus_number(0u16, 0u16);
+    let ports = IO::new(CONFIG, CONFIG, 1, 8);
+    let (first, last) = (layout::PCI_WINDOW, layout::PCI_WINDOW + layout::PCI_WINDOW_SIZE - 1);
+    let not_cached = AddressSpaceCacheable::NotCacheable;
+    let memory = AddressSpace::new_memory(not_cached, true, first as u32, last as u32, None);
+    let resources = ResourceTemplate::new(vec![&buses, &ports, &memory]);
+    let crs = Name::new("_CRS".into(), &resources);
+    Device::new("PCI0".into(), vec![&hid, &uid, &bbn, &crs]).to_aml_bytes(aml);
 }
 
 fn virtio(number: usize, device: &VirtioMmio, aml: &mut Vec<u8>) {
@@ -215,6 +237,7 @@ mod tests {
             sleep_port: 0x600,
             reset_port: 0x602,
             pvpanic_port: Some(0x505),
+            pci: devices == 0,
         }
     }
 

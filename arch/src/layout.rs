@@ -14,6 +14,7 @@
 //! | `0x000f_0000` | `0x0010_0000` | MP table ([`MP_TABLE`]) |
 //! | `0x0010_0000` | 3 GiB | RAM: kernel, initrd at the top |
 //! | `0xd000_0000` | `0xd001_0000` | virtio-mmio, 4 KiB a device ([`VIRTIO_MMIO`]) |
+//! | `0xd010_0000` | `0xd020_0000` | memory window of the PCI bus ([`PCI_WINDOW`]) |
 //! | `0xfec0_0000` | | IOAPIC ([`IOAPIC`]) |
 //! | `0xfee0_0000` | | local APIC ([`LOCAL_APIC`]) |
 //! | `0xfffb_c000` | `0xffff_ffff` | KVM's own pages on VMX ([`IDENTITY_MAP`], [`TSS`]) |
@@ -52,6 +53,10 @@ pub const RAM_64: u64 = 1 << 32;
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Address space of one virtio-mmio device.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Where the BARs of PCI functions are.
+pub const PCI_WINDOW: u64 = 0xd010_0000;
+/// The size of that window.
+pub const PCI_WINDOW_SIZE: u64 = 0x10_0000;
 /// The IOAPIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.

@@ -8,6 +8,8 @@ pub struct Completion {
     pub root: Option<bool>,
     /// There is a serial console.
     pub serial: bool,
+    /// There is a PCI bus.
+    pub pci: bool,
 }
 
 /// The BIOS data area's warm-boot word, where Linux leaves [`WARM`] or 0 before
@@ -40,9 +42,9 @@ pub fn complete(user: &str, completion: Completion) -> String {
     if !has(user, "panic=") {
         words.push("panic=-1".to_owned());
     }
-    // There is no PCI bus; Linux would look for one and complain, aloud, that
-    // it found none.
-    if !has(user, "pci=") {
+    // Linux would look for a bus that isn't there, and complain, aloud, that it
+    // found none.
+    if !completion.pci && !has(user, "pci=") {
         words.push("pci=off".to_owned());
     }
     // The completion goes first: after "--" or a user's init arguments it
@@ -84,7 +86,7 @@ fn kernel_words(user: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const ALL: Completion = Completion { root: Some(false), serial: true };
+    const ALL: Completion = Completion { root: Some(false), serial: true, pci: false };
 
     #[test]
     fn an_empty_line_is_completed() {
@@ -93,10 +95,12 @@ mod tests {
             "root=/dev/vda rw console=ttyS0 reboot=panic_warm,k panic=-1 pci=off"
         );
         assert_eq!(
-            complete("", Completion { root: Some(true), serial: false }),
+            complete("", Completion { root: Some(true), ..Completion::default() }),
             "root=/dev/vda ro reboot=panic_warm,k panic=-1 pci=off"
         );
         assert_eq!(complete("", Completion::default()), "reboot=panic_warm,k panic=-1 pci=off");
+        let pci = Completion { pci: true, ..Completion::default() };
+        assert_eq!(complete("", pci), "reboot=panic_warm,k panic=-1");
     }
 
     #[test]

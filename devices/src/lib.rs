@@ -10,5 +10,6 @@ pub mod backend;
 pub mod bus;
 pub mod irq;
 pub mod legacy;
+pub mod pci;
 pub mod state;
 pub mod virtio;

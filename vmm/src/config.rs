@@ -53,6 +53,9 @@ pub struct Config {
     /// Sockets between programs of the guest and of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
+    /// How the guest reaches its virtio devices.
+    #[serde(default)]
+    pub transport: Transport,
     /// Where the serial console goes.
     #[serde(default)]
     pub serial: Serial,
@@ -83,6 +86,7 @@ impl Config {
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
+            transport: Transport::default(),
             serial: Serial::default(),
             skip_probe: false,
         }
@@ -114,6 +118,29 @@ impl Config {
     /// The root disk, if any, and then all others: the order of `/dev/vd*`.
     pub fn all_disks(&self) -> impl Iterator<Item = &Disk> {
         self.rootfs.iter().chain(&self.disks)
+    }
+}
+
+/// What carries virtio devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// virtio-mmio, a line of the IOAPIC each.
+    #[default]
+    Mmio,
+    /// virtio-pci, with MSI-X.
+    Pci,
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "mmio" => Ok(Self::Mmio),
+            "pci" => Ok(Self::Pci),
+            _ => Err("must be mmio or pci".to_owned()),
+        }
     }
 }
 

@@ -57,7 +57,7 @@ impl<T> What<T> for Result<T, kvm_ioctls::Error> {
 /// A virtual machine with an in-kernel interrupt controller and PIT.
 pub struct Vm {
     /// The VM's file descriptor.
-    pub fd: VmFd,
+    pub fd: Arc<VmFd>,
     supported: CpuId,
     tsc_deadline: bool,
 }
@@ -93,7 +93,7 @@ impl Vm {
         fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).what("KVM_CREATE_PIT2")?;
-        Ok(Self { fd, supported, tsc_deadline })
+        Ok(Self { fd: Arc::new(fd), supported, tsc_deadline })
     }
 
     /// Gives the guest its memory.

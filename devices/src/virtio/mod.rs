@@ -24,14 +24,17 @@
 pub mod block;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transport;
 pub mod vsock;
 pub mod worker;
 
 use crate::irq::IrqLine;
+use crate::pci::msix::Msix;
 use crate::state::{Saved, StateError};
 use queue::{QueueError, Vq};
 use std::os::fd::RawFd;
@@ -73,7 +76,8 @@ pub const INT_VRING: u32 = 1;
 /// Interrupt cause: the configuration or the device status changed (bit 1).
 pub const INT_CONFIG: u32 = 2;
 
-/// How a device interrupts its driver, whatever the transport.
+/// How a device interrupts its driver, whatever the transport: by one line and
+/// a status word, or by messages (MSI-X) once the driver has enabled them.
 ///
 /// The status word is split in two so that the driver's acknowledgement may
 /// arrive late (coalesced MMIO) without swallowing a newer interrupt: causes
@@ -81,31 +85,53 @@ pub const INT_CONFIG: u32 = 2;
 /// be acknowledged.
 #[derive(Debug)]
 pub struct Interrupt {
-    line: IrqLine,
+    signal: Signal,
     pending: AtomicU32,
     reported: AtomicU32,
     needs_reset: std::sync::atomic::AtomicBool,
 }
 
+/// Where an interrupt goes.
+#[derive(Debug)]
+enum Signal {
+    Line(IrqLine),
+    Messages(Arc<Msix>),
+}
+
 impl Interrupt {
     /// An interrupt that raises `line`.
     pub fn new(line: IrqLine) -> Self {
+        Self::with(Signal::Line(line))
+    }
+
+    /// An interrupt that sends messages.
+    pub fn messages(msix: Arc<Msix>) -> Self {
+        Self::with(Signal::Messages(msix))
+    }
+
+    fn with(signal: Signal) -> Self {
         Self {
-            line,
+            signal,
             pending: AtomicU32::new(0),
             reported: AtomicU32::new(0),
             needs_reset: false.into(),
         }
     }
 
-    /// The line, for the machine to tie to a GSI.
-    pub fn line(&self) -> &IrqLine {
-        &self.line
+    /// The line, if it is one.
+    pub fn line(&self) -> Option<&IrqLine> {
+        match &self.signal {
+            Signal::Line(line) => Some(line),
+            Signal::Messages(_) => None,
+        }
     }
 
-    /// Used buffers are in a queue.
-    pub fn queue(&self) {
-        self.raise(INT_VRING);
+    /// Used buffers are in queue `index`.
+    pub fn queue(&self, index: usize) {
+        match &self.signal {
+            Signal::Line(_) => self.raise(INT_VRING),
+            Signal::Messages(msix) => msix.queue(index),
+        }
     }
 
     /// The configuration space changed.
@@ -127,7 +153,11 @@ impl Interrupt {
 
     fn raise(&self, cause: u32) {
         self.pending.fetch_or(cause, Ordering::SeqCst);
-        self.line.raise();
+        match &self.signal {
+            Signal::Line(line) => line.raise(),
+            Signal::Messages(msix) if cause & INT_CONFIG != 0 => msix.config(),
+            Signal::Messages(msix) => msix.all_queues(),
+        }
     }
 
     /// `InterruptStatus`: the causes not yet acknowledged.
@@ -146,6 +176,9 @@ impl Interrupt {
         self.pending.store(0, Ordering::SeqCst);
         self.reported.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
+        if let Signal::Messages(msix) = &self.signal {
+            msix.forget_vectors();
+        }
     }
 
     /// Causes and `needs_reset`, for the transport's saved state.
@@ -157,7 +190,8 @@ impl Interrupt {
     /// Takes over a saved state and raises the line if a cause is pending, so
     /// that no interrupt is lost between save and restore.
     pub fn restore(&self, (causes, needs_reset): (u32, bool)) {
-        self.reset();
+        self.pending.store(0, Ordering::SeqCst);
+        self.reported.store(0, Ordering::SeqCst);
         self.needs_reset.store(needs_reset, Ordering::SeqCst);
         if causes != 0 {
             self.raise(causes);

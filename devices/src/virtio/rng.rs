@@ -106,7 +106,7 @@ impl Active {
             queue.call_again();
         }
         if queue.needs_interrupt(mem)? {
-            self.interrupt.queue();
+            self.interrupt.queue(0);
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ fn no_wake_up_is_lost_between_driver_and_device() {
 fn drive(bench: &mut Bench, event_idx: bool) {
     let mem = bench.mem.clone();
     let doorbell = bench.transport.doorbells()[0].clone();
-    let interrupt = bench.transport.interrupt().line().try_clone().unwrap();
+    let interrupt = bench.transport.interrupt().line().unwrap().try_clone().unwrap();
     let rings = &mut bench.rings;
     let used_event = rings.avail + 4 + 2 * u64::from(rings.size);
     let avail_event = rings.used + 4 + 8 * u64::from(rings.size);

@@ -2,7 +2,7 @@
 //! console, and the tables that describe it all.
 
 use super::error::Error;
-use crate::config::{Config, Serial as SerialConfig};
+use crate::config::{Config, Serial as SerialConfig, Transport};
 use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
 use crate::exit::Exit;
@@ -18,6 +18,7 @@ use devices::bus::{Bus, BusDevice, SharedDevice, lock};
 use devices::irq::IrqLine;
 use devices::legacy::power::{PowerLine, PowerRequest};
 use devices::legacy::{debug, i8042, pm, pvpanic, rtc, serial};
+use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, Root, Window};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -35,12 +36,14 @@ pub fn virtio_slot(number: usize) -> VirtioMmio {
 
 /// The whole kernel command line.
 pub fn cmdline(config: &Config, virtio_devices: usize) -> String {
+    let pci = config.transport == Transport::Pci;
     let completion = Completion {
         root: config.rootfs.as_ref().map(|disk| disk.readonly),
         serial: config.serial != SerialConfig::Off,
+        pci,
     };
     let mut line = String::new();
-    if cmdline::acpi_off(&config.cmdline) {
+    if cmdline::acpi_off(&config.cmdline) && !pci {
         for slot in (0..virtio_devices).map(virtio_slot) {
             line += &cmdline::virtio_mmio(slot.base, slot.size, slot.gsi);
             line.push(' ');
@@ -56,6 +59,8 @@ pub struct Board {
     serial: Arc<Mutex<serial::Serial>>,
     output: ConsoleOutput,
     describe: Describe,
+    virtio_mmio: usize,
+    pci: bool,
 }
 
 /// How the guest is told what there is.
@@ -93,18 +98,29 @@ impl Board {
         put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
         put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
         put(pm::SLEEP_CONTROL, pm::SIZE, shared(pm::PowerManagement::new(power)))?;
-        Ok(Self { ports, memory: Bus::new(), serial, output, describe })
+        let memory = Bus::new();
+        Ok(Self { ports, memory, serial, output, describe, virtio_mmio: 0, pci: false })
     }
 
     /// Puts a virtio-mmio device in its place.
     pub fn add_virtio(&mut self, number: usize, device: SharedDevice) -> Result<(), Error> {
         let slot = virtio_slot(number);
+        self.virtio_mmio += 1;
         Ok(self.memory.insert(slot.base, slot.size, device)?)
+    }
+
+    /// Puts a PCI bus in its place.
+    pub fn add_pci(&mut self, root: Arc<Root>) -> Result<(), Error> {
+        self.pci = true;
+        let ports = shared(ConfigPorts::new(root.clone()));
+        self.ports.insert(CONFIG_ADDRESS.into(), CONFIG_PORTS, ports)?;
+        let window = shared(Window::new(root, layout::PCI_WINDOW));
+        Ok(self.memory.insert(layout::PCI_WINDOW, layout::PCI_WINDOW_SIZE, window)?)
     }
 
     /// Writes the tables that describe the machine; returns the RSDP's address,
     /// 0 without ACPI.
-    pub fn describe(&self, ram: &Ram, cpus: u32, virtio_devices: usize) -> Result<u64, Error> {
+    pub fn describe(&self, ram: &Ram, cpus: u32) -> Result<u64, Error> {
         // Beside ACPI, too: Linux maps and looks at every 16 bytes of the BIOS
         // area until it finds one, which takes longer than reading the disk.
         let table = mptable::table(cpus as u8);
@@ -115,11 +131,12 @@ impl Board {
         }
         let machine = acpi::Machine {
             cpus,
-            virtio: (0..virtio_devices).map(virtio_slot).collect(),
+            virtio: (0..self.virtio_mmio).map(virtio_slot).collect(),
             serial: true,
             sleep_port: pm::SLEEP_CONTROL,
             reset_port: pm::RESET,
             pvpanic_port: Some(pvpanic::PORT),
+            pci: self.pci,
         };
         Ok(acpi::write(ram, &machine)?)
     }

@@ -86,8 +86,8 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let ending = Ending::new().map_err(Error::host("eventfd"))?;
     let mut board = board::Board::new(config, &vm, &ending)?;
-    let virtio = slots::connect(std::mem::take(&mut inputs.slots), &vm, &ram, &mut board)?;
-    let rsdp = board.describe(&ram, config.cpus, virtio.len())?;
+    let virtio = slots::connect(config, std::mem::take(&mut inputs.slots), &vm, &ram, &mut board)?;
+    let rsdp = board.describe(&ram, config.cpus)?;
     let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
     vm.enter(&vcpus[0], entry)?;
 

@@ -3,16 +3,20 @@
 
 use super::board::{self, Board};
 use super::error::Error;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Transport};
 use crate::memory::Ram;
+use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
+use arch::layout;
 use devices::backend::disk::RawDisk;
 use devices::backend::tap::Tap;
 use devices::backend::vsock::UnixSockets;
 use devices::irq::IrqLine;
+use devices::pci::root::{Root, SharedFunction};
 use devices::virtio::block::Block;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{Net, derived_mac};
+use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
@@ -59,6 +63,19 @@ fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {
 
 /// Puts each device on the board; returns what serves them on the event loop.
 pub fn connect(
+    config: &Config,
+    slots: Vec<Slot>,
+    vm: &Vm,
+    ram: &Ram,
+    board: &mut Board,
+) -> Result<Vec<Worker>, Error> {
+    match config.transport {
+        Transport::Mmio => connect_mmio(slots, vm, ram, board),
+        Transport::Pci => connect_pci(slots, vm, ram, board),
+    }
+}
+
+fn connect_mmio(
     slots: Vec<Slot>,
     vm: &Vm,
     ram: &Ram,
@@ -76,5 +93,33 @@ pub fn connect(
         workers.push(transport.worker());
         board.add_virtio(number, Arc::new(Mutex::new(transport)))?;
     }
+    Ok(workers)
+}
+
+/// A function each, whose vectors have GSIs of their own behind the IOAPIC's.
+fn connect_pci(
+    slots: Vec<Slot>,
+    vm: &Vm,
+    ram: &Ram,
+    board: &mut Board,
+) -> Result<Vec<Worker>, Error> {
+    let messages = Messages::new(vm.fd.clone());
+    let mut first_gsi = layout::IOAPIC_PINS;
+    let mut functions: Vec<SharedFunction> = Vec::with_capacity(slots.len());
+    let mut workers = Vec::with_capacity(slots.len());
+    for (number, device) in slots.into_iter().enumerate() {
+        let base = layout::PCI_WINDOW as u32 + number as u32 * BAR_SIZE;
+        let routes = Box::new(FunctionMessages { machine: messages.clone(), first_gsi });
+        let doorbells = Box::new(IoEvents(vm.fd.clone()));
+        let function = VirtioPci::new(ram.clone(), device, base, routes, doorbells);
+        let function = function.map_err(Error::host("eventfd"))?;
+        for line in function.msix().lines() {
+            vm.connect_irq(line, first_gsi)?;
+            first_gsi += 1;
+        }
+        workers.push(function.worker());
+        functions.push(Arc::new(Mutex::new(function)));
+    }
+    board.add_pci(Root::new(functions))?;
     Ok(workers)
 }

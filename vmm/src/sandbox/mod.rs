@@ -93,9 +93,17 @@ const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
 
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
 /// it crashes, the offloads of a TAP when its driver starts, and restoring the
-/// terminal.
-const VCPU_IOCTLS: &[u32] =
-    &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TCSETS, TIOCGPGRP];
+/// terminal; and what a PCI driver does to interrupts and BARs.
+const VCPU_IOCTLS: &[u32] = &[
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_GSI_ROUTING,
+    KVM_IOEVENTFD,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    TCSETS,
+    TIOCGPGRP,
+];
 
 /// Beside the common ones: writing what the guest says, and the terminal.
 const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
@@ -104,6 +112,8 @@ const CONSOLE_IOCTLS: &[u32] = &[TCSETS, TIOCGPGRP];
 const TCSETS: u32 = libc::TCSETS as u32;
 const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
 const KVM_RUN: u32 = 0xae80;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;

@@ -167,7 +167,7 @@ impl Block {
             queue.call_again();
         }
         if queue.needs_interrupt(mem)? {
-            active.interrupt.queue();
+            active.interrupt.queue(0);
             count(&self.metrics.interrupts, 1);
         }
         Ok(())

@@ -1,9 +1,14 @@
 //! The registers, one behaviour at a time.
 
 use super::*;
+use crate::bus::lock;
 use crate::state::{Saved, StateError};
+use crate::virtio::queue::Vq;
 use crate::virtio::testing::*;
-use crate::virtio::{COMMON_FEATURES, INT_CONFIG, INT_VRING, VirtioDevice};
+use crate::virtio::{
+    Activation, COMMON_FEATURES, DeviceError, DeviceId, INT_CONFIG, INT_VRING, VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_EVENT_IDX, VirtioDevice,
+};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -161,7 +166,7 @@ fn features_are_refused_unless_offered_and_modern() {
     // Once accepted, they stay.
     bench.write(DRIVER_FEATURES_SEL, 0);
     bench.write(DRIVER_FEATURES, 0xffff_ffff);
-    assert_eq!(bench.transport.features(), VIRTIO_F_VERSION_1 | 1);
+    assert_eq!(bench.transport.core.features(), VIRTIO_F_VERSION_1 | 1);
 }
 
 #[test]
@@ -189,7 +194,7 @@ fn a_queue_is_set_up_only_in_its_time() {
     let expected = bench.rings.clone();
     let device = lock(&device);
     let running = device.queues().unwrap()[0].as_ref().unwrap();
-    for q in [running, &bench.transport.queues[0]] {
+    for q in [running, &bench.transport.core.queues[0]] {
         assert_eq!((q.size(), q.desc_table()), (expected.size, expected.desc));
         assert_eq!((q.avail_ring(), q.used_ring()), (expected.avail, expected.used));
     }
@@ -261,7 +266,7 @@ fn interrupts_are_acknowledged_without_the_device() {
     let (mut bench, device) = probe();
     bench.start(0);
     let busy = lock(&device);
-    bench.transport.interrupt().queue();
+    bench.transport.interrupt().queue(0);
     bench.transport.interrupt().config();
     assert_eq!(bench.read(INTERRUPT_STATUS), INT_VRING | INT_CONFIG);
     bench.write(INTERRUPT_ACK, INT_VRING);
@@ -337,7 +342,7 @@ fn a_saved_transport_goes_on_where_it_was() {
     let (mut bench, device) = probe();
     bench.start(1 | VIRTIO_RING_F_EVENT_IDX);
     bench.transport.write(CONFIG, b"q");
-    bench.transport.interrupt().queue();
+    bench.transport.interrupt().queue(0);
     bench.write(QUEUE_SEL, 1);
     let generation = bench.read(CONFIG_GENERATION);
     let mem = bench.mem.clone();
@@ -353,7 +358,7 @@ fn a_saved_transport_goes_on_where_it_was() {
     bench.transport.restore(&serde_json::from_str(&json).unwrap()).unwrap();
     assert_eq!(bench.read(STATUS), READY | STATUS_DRIVER_OK);
     assert_eq!(bench.read(INTERRUPT_STATUS), INT_VRING);
-    assert_eq!(bench.transport.interrupt().line().eventfd().read().unwrap(), 1);
+    assert_eq!(bench.transport.interrupt().line().unwrap().eventfd().read().unwrap(), 1);
     assert_eq!(bench.read(QUEUE_NUM_MAX), 16, "the selector");
     assert_ne!(bench.read(CONFIG_GENERATION), generation);
     assert_eq!(lock(&device).config[0], b'q');

@@ -185,7 +185,7 @@ impl Net {
         let Some(Some(queue)) = queues.get_mut(RECEIVE) else { return Ok(()) };
         receiver.run(mem, queue, self.backend.as_mut(), &self.counters)?;
         if queue.needs_interrupt(mem)? {
-            interrupt.queue();
+            interrupt.queue(RECEIVE);
         }
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Net {
         let Some(Some(queue)) = queues.get_mut(TRANSMIT) else { return Ok(()) };
         transmitter.run(mem, queue, self.backend.as_mut(), &self.counters)?;
         if queue.needs_interrupt(mem)? {
-            interrupt.queue();
+            interrupt.queue(TRANSMIT);
         }
         Ok(())
     }

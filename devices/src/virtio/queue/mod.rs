@@ -17,7 +17,7 @@
 //!       …; vq.push_used(mem, chain.head, written)?;
 //!   }
 //!   if vq.enable_notifications(mem)? { vq.call_again() }
-//!   if vq.needs_interrupt(mem)? { interrupt.queue() }
+//!   if vq.needs_interrupt(mem)? { interrupt.queue(index) }
 //! ```
 
 mod chain;

@@ -222,12 +222,12 @@ impl Active {
     }
 
     fn interrupt(&mut self) -> Result<(), DeviceError> {
-        let mut wanted = false;
-        for queue in self.queues.iter_mut().flatten() {
-            wanted |= queue.needs_interrupt(&self.mem)?;
-        }
-        if wanted {
-            self.interrupt.queue();
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if let Some(queue) = queue
+                && queue.needs_interrupt(&self.mem)?
+            {
+                self.interrupt.queue(index);
+            }
         }
         Ok(())
     }

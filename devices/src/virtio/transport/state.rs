@@ -1,18 +1,17 @@
-//! What a virtio-mmio device saves: registers, queues and the device behind.
+//! What a transport saves: registers, queues and the device behind.
 
-use super::{MmioTransport, STATUS_DRIVER_OK, STATUS_FEATURES_OK};
+use super::{Core, STATUS_DRIVER_OK, STATUS_FEATURES_OK};
 use crate::bus::lock;
 use crate::state::{Saved, StateError};
 use crate::virtio::queue::{QueueState, Vq};
 use serde::{Deserialize, Serialize};
 
-const KIND: &str = "virtio-mmio";
-const STATE_VERSION: u32 = 1;
+const KIND: &str = "virtio transport";
 
 /// The saved state of a transport and its device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // The names are those of the registers.
-pub struct MmioState {
+pub struct TransportState {
     pub status: u32,
     pub device_features_sel: u32,
     pub driver_features_sel: u32,
@@ -26,17 +25,17 @@ pub struct MmioState {
     pub device: Saved,
 }
 
-impl MmioTransport {
+impl Core {
     /// The state of transport, queues and device. Only while no vCPU runs and
     /// no event is being handled.
-    pub fn save(&self) -> Result<Saved, StateError> {
+    pub fn save(&self) -> Result<TransportState, StateError> {
         let device = lock(&self.device);
         let running = device.queues().unwrap_or_default();
         let queues = self.queues.iter().enumerate().map(|(i, configured)| {
             running.get(i).and_then(Option::as_ref).unwrap_or(configured).save()
         });
         let (interrupt_status, needs_reset) = self.interrupt.save();
-        let state = MmioState {
+        Ok(TransportState {
             status: self.status,
             device_features_sel: self.device_features_sel,
             driver_features_sel: self.driver_features_sel,
@@ -48,23 +47,21 @@ impl MmioTransport {
             needs_reset,
             queues: queues.collect(),
             device: device.save()?,
-        };
-        Saved::new(KIND, STATE_VERSION, &state)
+        })
     }
 
     /// Takes over a saved state and activates the device if it was active. On
     /// error the device is as after a reset.
-    pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), StateError> {
         self.reset();
-        let restored = self.try_restore(saved);
+        let restored = self.try_restore(state);
         if restored.is_err() {
             self.reset();
         }
         restored
     }
 
-    fn try_restore(&mut self, saved: &Saved) -> Result<(), StateError> {
-        let state: MmioState = saved.open(KIND, STATE_VERSION)?;
+    fn try_restore(&mut self, state: &TransportState) -> Result<(), StateError> {
         if state.queues.len() != self.queues.len() {
             let reason = format!("{} queues, not {}", state.queues.len(), self.queues.len());
             return Err(invalid(reason));

@@ -1,0 +1,17 @@
+//! PCI (PCI Local Bus 3.0): one bus, reached through configuration mechanism #1
+//! and a window of memory.
+//!
+//! ```text
+//!  ports 0xcf8..0xd00 ─► ConfigPorts ─┐
+//!                                     ├─► Root ─► function 00:NN.0
+//!  memory window ──────► Window ──────┘   (whoever decodes the address now)
+//! ```
+//!
+//! Interrupts are messages only ([`msix`]): no function has an INTx pin.
+
+pub mod config;
+pub mod msix;
+pub mod root;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! The root bus: who answers at an address.
+
+use super::config::{ConfigSpace, Identity};
+use crate::bus::{BusDevice, lock};
+use std::sync::{Arc, Mutex};
+
+/// First port of configuration mechanism #1, of eight.
+pub const CONFIG_ADDRESS: u16 = 0xcf8;
+/// Ports of configuration mechanism #1.
+pub const CONFIG_PORTS: u64 = 8;
+/// `CONFIG_ADDRESS`: accesses of `CONFIG_DATA` are configuration cycles.
+const ENABLE: u32 = 1 << 31;
+
+/// A function of the bus. Nothing it is given can be trusted.
+pub trait Function: Send {
+    /// Reads its configuration space.
+    fn read_config(&mut self, offset: usize, data: &mut [u8]);
+    /// Writes it.
+    fn write_config(&mut self, offset: usize, data: &[u8]);
+    /// Where its memory BAR is decoded now, and its size.
+    fn bar(&self) -> Option<(u64, u64)> {
+        None
+    }
+    /// Reads from the BAR.
+    fn read_bar(&mut self, _offset: u64, _data: &mut [u8]) {}
+    /// Writes to the BAR.
+    fn write_bar(&mut self, _offset: u64, _data: &[u8]) {}
+}
+
+/// A function as the bus holds it.
+pub type SharedFunction = Arc<Mutex<dyn Function>>;
+
+/// The most devices on a bus.
+pub const MAX_DEVICES: usize = 32;
+
+/// Bus 0: device NN is the function at index NN, and device 0 the host bridge.
+pub struct Root {
+    functions: Vec<SharedFunction>,
+}
+
+impl Root {
+    /// A bus with `functions` from device 1 on. More than fit are left out.
+    pub fn new(functions: Vec<SharedFunction>) -> Arc<Self> {
+        let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
+        let all = std::iter::once(bridge).chain(functions).take(MAX_DEVICES);
+        Arc::new(Self { functions: all.collect() })
+    }
+
+    /// Device, offset: only bus 0, function 0 exist.
+    fn select(&self, address: u32) -> Option<(&SharedFunction, usize)> {
+        let (bus, devfn) = (address >> 16 & 0xff, address >> 8 & 0xff);
+        let there = address & ENABLE != 0 && bus == 0 && devfn & 7 == 0;
+        let function = self.functions.get(devfn as usize >> 3).filter(|_| there)?;
+        Some((function, address as usize & 0xfc))
+    }
+
+    fn decoder(&self, address: u64, size: u64) -> Option<(&SharedFunction, u64)> {
+        self.functions.iter().find_map(|function| {
+            let (base, len) = lock(function).bar()?;
+            let offset = address.checked_sub(base)?;
+            (offset.checked_add(size)? <= len).then_some((function, offset))
+        })
+    }
+}
+
+/// A bridge that does nothing: software expects one at 00:00.0.
+struct HostBridge(ConfigSpace);
+
+impl HostBridge {
+    fn new() -> Self {
+        // Red Hat's generic host bridge, which no driver wants to program.
+        let identity = Identity { vendor: 0x1b36, device: 0x0008, class: 0x06_0000, revision: 0 };
+        Self(ConfigSpace::new(identity))
+    }
+}
+
+impl Function for HostBridge {
+    fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+/// `CONFIG_ADDRESS` and `CONFIG_DATA`.
+pub struct ConfigPorts {
+    root: Arc<Root>,
+    address: u32,
+}
+
+impl ConfigPorts {
+    /// The ports of `root`.
+    pub fn new(root: Arc<Root>) -> Self {
+        Self { root, address: 0 }
+    }
+}
+
+impl BusDevice for ConfigPorts {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match offset.checked_sub(4) {
+            // Only a whole word is the register; anything less is not ours.
+            None if offset == 0 && data.len() == 4 => {
+                data.copy_from_slice(&self.address.to_le_bytes());
+            }
+            None => {}
+            Some(byte) => {
+                if let Some((function, register)) = self.root.select(self.address) {
+                    lock(function).read_config(register + byte as usize, data);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match (offset.checked_sub(4), <[u8; 4]>::try_from(data)) {
+            (None, Ok(word)) if offset == 0 => {
+                self.address = u32::from_le_bytes(word) & 0x80ff_fffc;
+            }
+            (None, _) => {}
+            (Some(byte), _) => {
+                if let Some((function, register)) = self.root.select(self.address) {
+                    lock(function).write_config(register + byte as usize, data);
+                }
+            }
+        }
+    }
+}
+
+/// The memory window: wherever in it a BAR is now.
+pub struct Window {
+    root: Arc<Root>,
+    base: u64,
+}
+
+impl Window {
+    /// The window of `root` that starts at `base`.
+    pub fn new(root: Arc<Root>, base: u64) -> Self {
+        Self { root, base }
+    }
+}
+
+impl BusDevice for Window {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
+            lock(function).read_bar(at, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
+            lock(function).write_bar(at, data);
+        }
+    }
+}
