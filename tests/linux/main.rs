@@ -12,6 +12,7 @@ mod kit;
 mod lifecycle;
 mod machine;
 mod net;
+mod pci;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         machine::tests(),
         disk::tests(),
         net::tests(),
+        pci::tests(),
         vsock::tests(),
         lifecycle::tests(),
         console::tests(),

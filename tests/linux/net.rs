@@ -17,7 +17,7 @@ pub fn tests() -> Vec<Trial> {
 }
 
 /// A TAP with an address for the host, gone when it is dropped.
-struct HostTap {
+pub struct HostTap {
     name: &'static str,
     net: u8,
 }
@@ -28,7 +28,7 @@ fn ip(args: &str) -> bool {
 
 impl HostTap {
     /// `None` where the caller may not make interfaces.
-    fn new(name: &'static str, net: u8) -> Option<Self> {
+    pub fn new(name: &'static str, net: u8) -> Option<Self> {
         ip(&format!("link del {name}"));
         let made = ip(&format!("tuntap add {name} mode tap"))
             && ip(&format!("addr add 10.77.{net}.1/24 dev {name}"))
@@ -36,12 +36,13 @@ impl HostTap {
         made.then_some(Self { name, net })
     }
 
-    fn host(&self) -> String {
+    /// The host's address.
+    pub fn host(&self) -> String {
         format!("10.77.{}.1", self.net)
     }
 
     /// A guest with the other address.
-    fn guest(&self, script: &str) -> Guest {
+    pub fn guest(&self, script: &str) -> Guest {
         let setup = format!(
             "ip link set lo up; ip addr add 10.77.{}.2/24 dev eth0; ip link set eth0 up\n",
             self.net
@@ -56,7 +57,7 @@ impl Drop for HostTap {
     }
 }
 
-fn unavailable() -> Verdict {
+pub fn unavailable() -> Verdict {
     Ok(Completion::ignored_with("making a TAP needs CAP_NET_ADMIN and the ip command"))
 }
 
