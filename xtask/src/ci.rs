@@ -1,5 +1,6 @@
 //! `cargo xtask ci`: what has to hold before a change is taken.
 
+use crate::fuzz::FuzzArguments;
 use crate::tally::Tally;
 use crate::test::{TestArguments, heading};
 use crate::workspace::{self, cargo, check};
@@ -39,6 +40,8 @@ pub fn run() -> Result<u8> {
         }
     }
     tally.add(TestArguments::everything().tally()?);
+    heading("fuzzing");
+    tally.add(FuzzArguments::brief().tally()?);
     Ok(tally.conclude())
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod fuzz;
 mod kit;
 mod rig_command;
 mod run;
@@ -29,6 +30,8 @@ enum Task {
     Run(run::RunArguments),
     /// Run all tests, wherever on this machine each of them can run
     Test(test::TestArguments),
+    /// Fuzz what a guest can write, guided by coverage
+    Fuzz(fuzz::FuzzArguments),
     /// Measure, beside other monitors
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Kit => kit::run(),
         Task::Run(arguments) => arguments.run(),
         Task::Test(arguments) => arguments.run(),
+        Task::Fuzz(arguments) => arguments.run(),
         Task::Bench(command) => command.run(),
         Task::Ci => ci::run(),
     };

@@ -34,15 +34,15 @@ pub const BAR_SIZE: u32 = 0x8000;
 const COMMON: u64 = 0x0000;
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
-const NOTIFY: u64 = 0x3000;
-const TABLE: u64 = 0x4000;
+pub(super) const NOTIFY: u64 = 0x3000;
+pub(super) const TABLE: u64 = 0x4000;
 const PENDING: u64 = 0x5000;
 const REGION: u64 = 0x1000;
 /// `notify_off_multiplier`: bytes between two doorbells.
 const NOTIFY_STEP: u64 = 4;
 
 /// Vendor-specific capability.
-const VENDOR_CAPABILITY: u8 = 0x09;
+pub(super) const VENDOR_CAPABILITY: u8 = 0x09;
 const CAP_COMMON: u8 = 1;
 const CAP_NOTIFY: u8 = 2;
 const CAP_ISR: u8 = 3;

@@ -2,8 +2,11 @@
 //! against a device and panics when the device breaks a promise: property tests
 //! and fuzzers feed them the same way.
 
+use super::pci::PciBench;
 use super::*;
+use crate::pci::root::Function;
 use crate::virtio::block::Block;
+use crate::virtio::pci::BAR_SIZE;
 use crate::virtio::queue::{Chain, IoVecStore, MAX_INDIRECT, QueueError};
 use crate::virtio::rng::Rng;
 
@@ -351,4 +354,49 @@ pub fn mmio(data: &[u8]) {
     if bench.read(DEVICE_ID) == 2 {
         block_still_works(&mut bench, &disk);
     }
+}
+
+/// A disk behind the PCI transport: configuration space, BAR, rings, in any order.
+pub fn pci(data: &[u8]) {
+    let p = &mut Program::new(data);
+    let disk = MemDisk::new(64);
+    let device = Block::new(Box::new(disk.clone()), "serial");
+    let mut bench = PciBench::new(Arc::new(Mutex::new(device)));
+    while !p.done() {
+        let len = 1 << (p.u8() % 4);
+        match p.u8() % 12 {
+            0 => bench.start(),
+            1..4 => {
+                let (offset, value) = (u64::from(p.u8() % 0x40), p.u32());
+                bench.write(offset, value.into(), len);
+            }
+            4 => {
+                let offset = u64::from(p.u16()) % u64::from(BAR_SIZE);
+                bench.read(offset, len);
+                bench.write(offset, u64::from_le_bytes(p.bytes()), len);
+            }
+            5..7 => {
+                let offset = usize::from(p.u8());
+                bench.config(offset, len.min(4));
+                bench.function.write_config(offset, &p.bytes::<4>()[..len.min(4)]);
+            }
+            7 => scribble(p, &bench.mem.clone(), &mut bench.rings),
+            8 => {
+                let saved = bench.function.save().expect("any state can be saved");
+                bench.function.restore(&saved).expect("and restored");
+            }
+            _ => bench.worker.queue_event(p.u8().into()),
+        }
+        let bar = bench.function.bar();
+        assert!(bar.is_none_or(|(base, size)| base.is_multiple_of(size)));
+    }
+    // After everything: a reset, and it works as if nothing had happened.
+    bench.rings = Rings::new(0x1000, 16);
+    bench.mem.write_slice(&[0; 0x4000], GuestAddress(0x1000)).expect("in RAM");
+    bench.start();
+    let header = 0x8000;
+    bench.mem.write_slice(&[0; 16], GuestAddress(header)).expect("in RAM");
+    disk.errno.store(0, Ordering::SeqCst);
+    let used = bench.request(&[(header, 16)], &[(0x9000, 512), (0xa000, 1)]);
+    assert_eq!(used, Some(513));
 }

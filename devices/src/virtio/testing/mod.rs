@@ -5,6 +5,7 @@
 //! transport with a worker that is run by hand, [`hostile`] the driver from hell.
 
 pub mod hostile;
+pub mod pci;
 
 use super::mmio::*;
 use super::queue::Vq;
