@@ -1,0 +1,240 @@
+//! What machine to build: one tree of plain structs.
+//!
+//! The command line, a JSON file and later the API are views of it. Defaults
+//! and the rules for a single field stand beside the field; what can only be
+//! said with the host or the files at hand is checked when the machine is built.
+
+mod device;
+mod fields;
+mod size;
+#[cfg(test)]
+mod tests;
+
+pub use device::{Disk, Net, Vsock};
+pub use size::Size;
+
+use devices::backend::vsock::MAX_PATH as MAX_UDS;
+use devices::virtio::vsock::CIDS;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The least guest memory that Linux is given: 32 MiB.
+pub const MIN_MEMORY: u64 = 32 << 20;
+/// The most guest memory: 1 TiB, well inside the 46 physical address bits that
+/// every host with nested paging has.
+pub const MAX_MEMORY: u64 = 1 << 40;
+/// The most vCPUs of a machine.
+pub const MAX_CPUS: u32 = 32;
+/// The most disks, network cards and vsock together: one interrupt line each.
+pub const MAX_DEVICES: usize = 16;
+
+/// A machine, as its user asks for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The guest kernel: a bzImage or an uncompressed ELF vmlinux.
+    pub kernel: PathBuf,
+    /// The image that becomes the root device, `/dev/vda`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootfs: Option<Disk>,
+    /// The initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line; completed for the root device and the console.
+    #[serde(default)]
+    pub cmdline: String,
+    /// vCPUs.
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// Guest memory.
+    #[serde(default = "default_memory")]
+    pub memory: Size,
+    /// Further disks, in the order `/dev/vdb`, `/dev/vdc`, … (from `/dev/vda`
+    /// on without a rootfs).
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// Network cards, in the order `eth0`, `eth1`, ….
+    #[serde(default)]
+    pub nets: Vec<Net>,
+    /// Sockets between programs of the guest and of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
+    /// How the guest reaches its virtio devices.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Where the serial console goes.
+    #[serde(default)]
+    pub serial: Serial,
+    /// Start even where a probe says that this host's KVM can't run Linux: for
+    /// guests that need less, such as tests of one's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_probe: bool,
+}
+
+fn default_cpus() -> u32 {
+    1
+}
+
+fn default_memory() -> Size {
+    Size(256 << 20)
+}
+
+impl Config {
+    /// A machine with defaults for everything but the kernel.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            rootfs: None,
+            initrd: None,
+            cmdline: String::new(),
+            cpus: default_cpus(),
+            memory: default_memory(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            transport: Transport::default(),
+            serial: Serial::default(),
+            skip_probe: false,
+        }
+    }
+
+    /// Checks all that can be said without looking at the host.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory.0)
+            || !self.memory.0.is_multiple_of(4096)
+        {
+            return Err(ConfigError::Memory(self.memory));
+        }
+        let devices = self.all_disks().count() + self.nets.len() + self.vsock.iter().count();
+        if devices > MAX_DEVICES {
+            return Err(ConfigError::Devices(devices));
+        }
+        self.all_disks().try_for_each(Disk::validate)?;
+        self.nets.iter().try_for_each(Net::validate)?;
+        self.vsock.iter().try_for_each(Vsock::validate)?;
+        if self.cmdline.bytes().any(|b| b == 0 || b == b'\n') {
+            return Err(ConfigError::Cmdline);
+        }
+        Ok(())
+    }
+
+    /// The root disk, if any, and then all others: the order of `/dev/vd*`.
+    pub fn all_disks(&self) -> impl Iterator<Item = &Disk> {
+        self.rootfs.iter().chain(&self.disks)
+    }
+}
+
+/// What carries virtio devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// virtio-mmio, a line of the IOAPIC each.
+    #[default]
+    Mmio,
+    /// virtio-pci, with MSI-X.
+    Pci,
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "mmio" => Ok(Self::Mmio),
+            "pci" => Ok(Self::Pci),
+            _ => Err("must be mmio or pci".to_owned()),
+        }
+    }
+}
+
+/// A configuration that can't be built anywhere.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Too few or too many vCPUs.
+    #[error("cpus: {0}: must be 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// Too little or too much memory.
+    #[error("memory: {0}: must be {min} to {max}, in whole pages of 4 KiB", min = Size(MIN_MEMORY), max = Size(MAX_MEMORY))]
+    Memory(Size),
+    /// Too many devices.
+    #[error("{0} disks, network cards and vsock: at most {MAX_DEVICES} fit")]
+    Devices(usize),
+    /// A disk without a file.
+    #[error("disk: an empty path: give path=FILE")]
+    DiskPath,
+    /// A serial number that doesn't fit virtio-blk's 20 bytes.
+    #[error("disk {path}: serial {serial:?}: at most 20 printable ASCII characters")]
+    DiskSerial {
+        /// The image.
+        path: String,
+        /// The serial number.
+        serial: String,
+    },
+    /// A name that no network interface can have.
+    #[error("net: tap name {0:?}: must be 1 to 15 characters without '/' or white space")]
+    TapName(String),
+    /// Not a unicast MAC address.
+    #[error("net {tap}: mac {mac:?}: must be six hex bytes like 02:00:00:00:00:01, not multicast")]
+    Mac {
+        /// The interface.
+        tap: String,
+        /// The address.
+        mac: String,
+    },
+    /// A path that no socket's address can hold.
+    #[error("vsock: uds {0:?}: must be a path of 1 to {MAX_UDS} bytes")]
+    Uds(PathBuf),
+    /// Not a guest's context ID.
+    #[error("vsock: cid {0}: must be {min} to {max}", min = CIDS.start(), max = CIDS.end())]
+    Cid(u32),
+    /// The command line holds a character that would end it.
+    #[error("cmdline: must be one line without NUL")]
+    Cmdline,
+    /// A shorthand that can't be read.
+    #[error("{what} {text:?}: {why}")]
+    Parse {
+        /// What was being read.
+        what: &'static str,
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Where the serial console goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Serial {
+    /// The monitor's own standard input and output.
+    #[default]
+    Stdio,
+    /// Output is appended to a file; there is no input.
+    File(PathBuf),
+    /// The port is there and leads nowhere.
+    Off,
+}
+
+/// `stdio`, `off` or `file=PATH`.
+impl FromStr for Serial {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "off" => Ok(Self::Off),
+            _ => match text.strip_prefix("file=") {
+                Some(path) if !path.is_empty() => Ok(Self::File(path.into())),
+                _ => Err(ConfigError::Parse {
+                    what: "serial",
+                    text: text.to_owned(),
+                    why: "must be stdio, off or file=PATH".to_owned(),
+                }),
+            },
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What can be written, and what it means.
+
+use super::*;
+use proptest::prelude::*;
+
+#[test]
+fn sizes_are_read_and_written() {
+    for (text, bytes) in
+        [("512M", 512 << 20), ("2G", 2 << 30), ("4096", 4096), ("64k", 65536), ("1GiB", 1 << 30)]
+    {
+        assert_eq!(text.parse::<Size>().unwrap().0, bytes);
+    }
+    for text in ["", "M", "1.5G", "-1", "1X", "99999999999999999999", "99999999T", "١G"] {
+        assert!(text.parse::<Size>().is_err(), "{text}");
+    }
+    assert_eq!(Size(1536 << 20).to_string(), "1536M");
+}
+
+#[test]
+fn disks_are_read_from_their_shorthand() {
+    let disk: Disk = "path=/a,,b=c.img,readonly=on,serial=S1".parse().unwrap();
+    assert_eq!(disk, Disk { path: "/a,b=c.img".into(), readonly: true, serial: Some("S1".into()) });
+    let plain: Disk = "odd=name.img".parse().unwrap();
+    assert_eq!(plain.path, PathBuf::from("odd=name.img"));
+    for text in
+        ["", "path=", "a,readonly=yes", "a,colour=red", "a,readonly=on,readonly=off", "a,readonly"]
+    {
+        assert!(text.parse::<Disk>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn networks_are_read_from_their_shorthand() {
+    let net: Net = "tap=vmtap0,mac=02:00:00:00:00:0a".parse().unwrap();
+    assert_eq!(net.mac_bytes(), Some([2, 0, 0, 0, 0, 10]));
+    for text in [
+        "tap=",
+        "tap=a/b",
+        "tap=sixteen-letters-",
+        "tap=x,mac=01:00:00:00:00:00",
+        "tap=x,mac=02:00",
+    ] {
+        assert!(text.parse::<Net>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_vsock_is_read_from_its_shorthand() {
+    let vsock: Vsock = "uds=/run/v,,s,cid=42".parse().unwrap();
+    assert_eq!(vsock, Vsock { uds: "/run/v,s".into(), cid: 42 });
+    assert_eq!("v".parse::<Vsock>().unwrap().cid, 3);
+    let long = format!("uds={}", "x".repeat(MAX_UDS + 1));
+    for text in [
+        "uds=",
+        "cid=3",
+        "v,cid=2",
+        "v,cid=4294967295",
+        "v,cid=4294967296",
+        "v,cid=x",
+        "v,cid=",
+        "v,colour=red",
+        &long,
+    ] {
+        assert!(text.parse::<Vsock>().is_err(), "{text}");
+    }
+    assert_eq!("v,cid=4294967294".parse::<Vsock>().unwrap().cid, u32::MAX - 1);
+}
+
+#[test]
+fn a_file_says_no_more_and_no_less_than_the_command_line() {
+    let mut config = Config::new("/k");
+    config.rootfs = Some("/r,readonly=on".parse().unwrap());
+    config.nets.push("tap=t0".parse().unwrap());
+    config.vsock = Some("uds=/v,cid=7".parse().unwrap());
+    config.serial = Serial::File("/log".into());
+    let text = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
+    assert_eq!(serde_json::from_str::<Config>(r#"{"kernel":"/k"}"#).unwrap(), Config::new("/k"));
+    assert!(serde_json::from_str::<Config>(r#"{"kernel":"/k","colour":1}"#).is_err());
+}
+
+#[test]
+fn limits_are_checked() {
+    let with = |f: fn(&mut Config)| {
+        let mut c = Config::new("/k");
+        f(&mut c);
+        c.validate()
+    };
+    assert!(with(|_| ()).is_ok());
+    assert!(with(|c| c.cpus = 0).is_err());
+    assert!(with(|c| c.cpus = 33).is_err());
+    assert!(with(|c| c.memory = Size(MIN_MEMORY - 4096)).is_err());
+    assert!(with(|c| c.memory = Size(MIN_MEMORY + 1)).is_err());
+    assert!(with(|c| c.cmdline = "a\nb".into()).is_err());
+    assert!(with(|c| c.disks = vec!["/d".parse().unwrap(); 17]).is_err());
+    assert!(with(|c| c.vsock = Some("v".parse().unwrap())).is_ok());
+    let cid = with(|c| c.vsock = Some(Vsock { uds: "v".into(), cid: 2 }));
+    assert_eq!(cid, Err(ConfigError::Cid(2)));
+    assert!(with(|c| c.vsock = Some(Vsock { uds: "".into(), cid: 3 })).is_err());
+    let full = |c: &mut Config| {
+        c.disks = vec!["/d".parse().unwrap(); 16];
+        c.vsock = Some("v".parse().unwrap());
+    };
+    assert_eq!(with(full), Err(ConfigError::Devices(17)));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_shorthands_panic(text in ".{0,60}") {
+        let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Vsock>(), text.parse::<Size>(), text.parse::<Serial>());
+    }
+
+    #[test]
+    fn a_size_survives_being_written(n in any::<u64>()) {
+        prop_assert_eq!(Size(n).to_string().parse::<Size>().unwrap(), Size(n));
+    }
+}
