@@ -11,5 +11,6 @@ pub mod bus;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod rate;
 pub mod state;
 pub mod virtio;

@@ -266,6 +266,12 @@ pub trait VirtioDevice: Send {
     fn source_event(&mut self, _source: usize) -> Result<(), DeviceError> {
         Ok(())
     }
+    /// What the device has done since the machine started, by name, in the
+    /// order in which it is shown. Names are lower case with `_`, and say their
+    /// unit where it is not a number of things: `reads`, `bytes_read`.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
     /// The device's own state, without its queues (the transport saves those).
     fn save(&self) -> Result<Saved, StateError>;
     /// Takes over a saved state; the transport activates it again afterwards

@@ -25,6 +25,14 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 static COOKED: AtomicPtr<libc::termios> = AtomicPtr::new(ptr::null_mut());
 /// Whether the terminal is raw now, by our doing.
 static RAW: AtomicBool = AtomicBool::new(false);
+/// Whether a thread is making it raw.
+static ENGAGING: AtomicBool = AtomicBool::new(false);
+/// Whether the monitor has crashed: the terminal is never made raw again, by a
+/// thread that still runs while the handler of another one ends the process.
+static CRASHED: AtomicBool = AtomicBool::new(false);
+/// How often the handler of a crash looks whether a thread is done with making
+/// the terminal raw. It can be that thread's own, so this has an end.
+const LOOKS: u32 = 10_000;
 
 /// Signals that mean that the monitor itself is broken. `SIGSYS` comes from a
 /// seccomp filter that traps.
@@ -151,14 +159,24 @@ fn make_raw() -> io::Result<()> {
     }
     // SAFETY: cfmakeraw changes the struct that it is given.
     unsafe { libc::cfmakeraw(&mut now) };
-    // Before the change: a signal in between restores what did not change.
-    RAW.store(true, Ordering::SeqCst);
-    // SAFETY: the struct is initialized.
-    if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &now) } != 0 {
-        RAW.store(false, Ordering::SeqCst);
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    ENGAGING.store(true, Ordering::SeqCst);
+    let outcome = match CRASHED.load(Ordering::SeqCst) {
+        true => Ok(()),
+        false => {
+            // Before the change: a signal in between restores what did not change.
+            RAW.store(true, Ordering::SeqCst);
+            // SAFETY: the struct is initialized.
+            match unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &now) } {
+                0 => Ok(()),
+                _ => {
+                    RAW.store(false, Ordering::SeqCst);
+                    Err(io::Error::last_os_error())
+                }
+            }
+        }
+    };
+    ENGAGING.store(false, Ordering::SeqCst);
+    outcome
 }
 
 fn restore_on_panic() {
@@ -187,6 +205,14 @@ fn catch_fatal_signals() {
 
 /// Only async-signal-safe calls.
 extern "C" fn on_fatal_signal(signal: libc::c_int) {
+    CRASHED.store(true, Ordering::SeqCst);
+    for _ in 0..LOOKS {
+        if !ENGAGING.load(Ordering::SeqCst) {
+            break;
+        }
+        // SAFETY: has no preconditions, and is async-signal-safe.
+        unsafe { libc::sched_yield() };
+    }
     restore_now();
     let text: &[u8] = match signal {
         libc::SIGSEGV => b"\nmicrovm: the monitor crashed: SIGSEGV\n",

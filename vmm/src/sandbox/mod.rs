@@ -71,6 +71,7 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
     libc::SYS_readv,
+    libc::SYS_timerfd_settime,
 ];
 
 /// Beside those, on the event loop of a machine with a vsock: connections of
@@ -101,14 +102,17 @@ const VCPU_IOCTLS: &[u32] = &[
     KVM_IOEVENTFD,
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
+    TCGETS,
     TCSETS,
     TIOCGPGRP,
 ];
 
 /// Beside the common ones: writing what the guest says, and the terminal.
 const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
-const CONSOLE_IOCTLS: &[u32] = &[TCSETS, TIOCGPGRP];
+const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
 
+/// The C library looks at what it has set.
+const TCGETS: u32 = libc::TCGETS as u32;
 const TCSETS: u32 = libc::TCSETS as u32;
 const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
 const KVM_RUN: u32 = 0xae80;

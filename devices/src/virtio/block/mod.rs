@@ -72,6 +72,22 @@ pub struct BlockMetrics {
     pub interrupts: AtomicU64,
 }
 
+impl BlockMetrics {
+    fn all(&self) -> Vec<(&'static str, u64)> {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("reads", get(&self.reads)),
+            ("writes", get(&self.writes)),
+            ("flushes", get(&self.flushes)),
+            ("discards", get(&self.discards)),
+            ("bytes_read", get(&self.bytes_read)),
+            ("bytes_written", get(&self.bytes_written)),
+            ("errors", get(&self.errors)),
+            ("interrupts", get(&self.interrupts)),
+        ]
+    }
+}
+
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
@@ -240,6 +256,10 @@ impl VirtioDevice for Block {
 
     fn queue_event(&mut self, _queue: usize) -> Result<(), DeviceError> {
         self.serve()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.all()
     }
 
     fn save(&self) -> Result<Saved, StateError> {

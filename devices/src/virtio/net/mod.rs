@@ -103,6 +103,21 @@ pub struct NetCounters {
     pub rx_bad_buffers: AtomicU64,
 }
 
+impl NetCounters {
+    fn all(&self) -> Vec<(&'static str, u64)> {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("tx_frames", get(&self.tx_frames)),
+            ("tx_bytes", get(&self.tx_bytes)),
+            ("tx_dropped", get(&self.tx_dropped)),
+            ("rx_frames", get(&self.rx_frames)),
+            ("rx_bytes", get(&self.rx_bytes)),
+            ("rx_dropped", get(&self.rx_dropped)),
+            ("rx_bad_buffers", get(&self.rx_bad_buffers)),
+        ]
+    }
+}
+
 fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
@@ -269,6 +284,10 @@ impl VirtioDevice for Net {
 
     fn source_event(&mut self, _source: usize) -> Result<(), DeviceError> {
         self.receive()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.all()
     }
 
     /// A frame that waits for buffers is not part of the state: it is dropped,
