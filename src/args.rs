@@ -81,7 +81,7 @@ pub struct Args {
     #[arg(
         verbatim_doc_comment,
         long,
-        value_name = "PATH[,readonly=on|off]",
+        value_name = "PATH[,readonly=on|off]…",
         help_heading = "What to boot"
     )]
     rootfs: Option<Disk>,
@@ -113,13 +113,25 @@ pub struct Args {
 
     /// Another disk; may be given more than once
     ///
-    /// A raw image or a block device. They follow the root disk in the order
-    /// given, as /dev/vdb, /dev/vdc, and so on. serial= is what the guest
-    /// sees in /sys/block/vd*/serial.
+    /// An image or a block device. They follow the root disk in the order
+    /// given, as /dev/vdb, /dev/vdc, and so on. --rootfs takes these, too:
+    ///   readonly=on|off     refuse writes [default: off]
+    ///   serial=TEXT         what the guest sees in /sys/block/vd*/serial
+    ///   format=raw|qcow2    what the image is, never guessed [default: raw]
+    ///   direct=on|off       past the host's page cache [default: off]
+    ///   engine=auto|sync|uring
+    ///                       how data moves; auto is io_uring for direct=on
+    ///                       where the host has it, else sync [default: auto]
+    ///   offset=SIZE, size=SIZE
+    ///                       a range of the image, such as a partition
+    ///   queues=N            1 to 32 [default: one for each vCPU]
+    ///   rate=SIZE[:BURST], ops=N[:BURST]
+    ///                       bytes and requests in a second, and at once
+    ///                       after a rest [default: no limit]
     #[arg(
         verbatim_doc_comment,
         long = "disk",
-        value_name = "path=PATH[,readonly=on|off][,serial=TEXT]",
+        value_name = "path=PATH[,FIELD=VALUE]…",
         help_heading = "The machine"
     )]
     disks: Vec<Disk>,

@@ -11,12 +11,17 @@ struct Part {
     arguments: &'static [&'static str],
 }
 
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 12] = [
     Part { variable: "MICROVM_KIT_KERNEL", script: "kernel/build.sh", arguments: &[] },
     Part {
         variable: "MICROVM_KIT_ROOT",
         script: "rootfs/build.sh",
         arguments: &["tiny", "tiny.ext4"],
+    },
+    Part {
+        variable: "MICROVM_KIT_TOOLS",
+        script: "rootfs/build.sh",
+        arguments: &["tools", "tools.ext4"],
     },
     Part {
         variable: "MICROVM_KIT_INITRD",
@@ -116,6 +121,11 @@ pub fn bzimage() -> PathBuf {
 /// The busybox root file system, ext4.
 pub fn root() -> PathBuf {
     part("MICROVM_KIT_ROOT")
+}
+
+/// A disk with fio and iperf3, for chroot.
+pub fn tools() -> PathBuf {
+    part("MICROVM_KIT_TOOLS")
 }
 
 /// The same as an initramfs.

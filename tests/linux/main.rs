@@ -3,6 +3,7 @@
 //! Runs directly where KVM can run Linux; anywhere else the whole program runs
 //! again in the rig, with the same arguments.
 
+mod block;
 mod boot;
 mod console;
 mod disk;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         boot::tests(),
         machine::tests(),
         disk::tests(),
+        block::tests(),
         net::tests(),
         pci::tests(),
         vsock::tests(),

@@ -266,6 +266,11 @@ pub trait VirtioDevice: Send {
     fn source_event(&mut self, _source: usize) -> Result<(), DeviceError> {
         Ok(())
     }
+    /// Ends what is under way, as the state is about to be saved. Called when
+    /// [`VirtioDevice::save`] is.
+    fn settle(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
     /// What the device has done since the machine started, by name, in the
     /// order in which it is shown. Names are lower case with `_`, and say their
     /// unit where it is not a number of things: `reads`, `bytes_read`.

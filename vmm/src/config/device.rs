@@ -1,4 +1,4 @@
-//! Disks, network cards and sockets, as their user asks for them.
+//! Network cards and sockets, as their user asks for them.
 
 use super::ConfigError;
 use super::fields::Fields;
@@ -8,54 +8,6 @@ use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
-
-/// A disk image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Disk {
-    /// The raw image, a file or a block device.
-    pub path: PathBuf,
-    /// Refuse writes.
-    #[serde(default)]
-    pub readonly: bool,
-    /// What the guest sees as `/sys/block/vd*/serial`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serial: Option<String>,
-}
-
-impl Disk {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        if self.path.as_os_str().is_empty() {
-            return Err(ConfigError::DiskPath);
-        }
-        match &self.serial {
-            Some(s) if s.len() > 20 || !s.bytes().all(|b| b.is_ascii_graphic()) => {
-                Err(ConfigError::DiskSerial {
-                    path: self.path.display().to_string(),
-                    serial: s.clone(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// `[path=]FILE[,readonly=on|off][,serial=TEXT]`; a comma in a path is written twice.
-impl FromStr for Disk {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut fields = Fields::new("disk", text, "path");
-        let disk = Self {
-            path: fields.required("path")?.into(),
-            readonly: fields.switch("readonly")?.unwrap_or(false),
-            serial: fields.take("serial"),
-        };
-        fields.end()?;
-        disk.validate()?;
-        Ok(disk)
-    }
-}
 
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! The shorthand of the command line: `key=value,key=value`.
 
 use super::ConfigError;
+use std::str::FromStr;
 
 /// The fields of a `key=value,key=value` shorthand.
 pub struct Fields<'a> {
@@ -55,6 +56,39 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// One of some words, or the default.
+    pub fn word<T: Copy + Default>(
+        &mut self,
+        key: &str,
+        words: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
+        let Some(value) = self.take(key) else { return Ok(T::default()) };
+        let found = words.iter().find(|(word, _)| *word == value);
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            self.error(format!("{key}= must be {}", words.join(" or ")))
+        })
+    }
+
+    /// A value with a shorthand of its own.
+    pub fn parse<T: FromStr<Err = ConfigError>>(
+        &mut self,
+        key: &str,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        value.parse().map(Some).map_err(|e| match e {
+            ConfigError::Parse { why, .. } => self.error(format!("{key}={value}: {why}")),
+            e => e,
+        })
+    }
+
+    /// A number of things.
+    pub fn number(&mut self, key: &str) -> Result<Option<u32>, ConfigError> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        let number = value.parse().map(Some);
+        number.map_err(|_| self.error(format!("{key}= must be a number, not {value:?}")))
+    }
+
     /// Whatever nobody asked for is a mistake.
     pub fn end(self) -> Result<(), ConfigError> {
         match self.fields.first() {
@@ -67,5 +101,7 @@ impl<'a> Fields<'a> {
 /// Whether the text before a `=` in the first field can be a key, so that a
 /// plain path with a `=` in it still works.
 fn is_key(text: &str) -> bool {
-    matches!(text, "path" | "readonly" | "serial" | "tap" | "mac" | "uds" | "cid")
+    const KEYS: &str = "path readonly serial format engine direct offset size queues rate ops \
+                        tap mac uds cid";
+    KEYS.split(' ').any(|key| key == text)
 }

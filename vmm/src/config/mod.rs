@@ -5,12 +5,16 @@
 //! said with the host or the files at hand is checked when the machine is built.
 
 mod device;
+mod disk;
 mod fields;
+mod limit;
 mod size;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Disk, Net, Vsock};
+pub use device::{Net, Vsock};
+pub use disk::{Disk, Format};
+pub use limit::Limit;
 pub use size::Size;
 
 use devices::backend::vsock::MAX_PATH as MAX_UDS;
@@ -173,6 +177,14 @@ pub enum ConfigError {
         path: String,
         /// The serial number.
         serial: String,
+    },
+    /// Fields of a disk that don't go together.
+    #[error("disk {path}: {why}")]
+    Disk {
+        /// The image.
+        path: String,
+        /// What to do.
+        why: &'static str,
     },
     /// A name that no network interface can have.
     #[error("net: tap name {0:?}: must be 1 to 15 characters without '/' or white space")]

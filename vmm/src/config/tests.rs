@@ -19,7 +19,7 @@ fn sizes_are_read_and_written() {
 #[test]
 fn disks_are_read_from_their_shorthand() {
     let disk: Disk = "path=/a,,b=c.img,readonly=on,serial=S1".parse().unwrap();
-    assert_eq!(disk, Disk { path: "/a,b=c.img".into(), readonly: true, serial: Some("S1".into()) });
+    assert_eq!(disk, Disk { readonly: true, serial: Some("S1".into()), ..Disk::raw("/a,b=c.img") });
     let plain: Disk = "odd=name.img".parse().unwrap();
     assert_eq!(plain.path, PathBuf::from("odd=name.img"));
     for text in

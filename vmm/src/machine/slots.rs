@@ -3,17 +3,18 @@
 
 use super::board::{self, Board};
 use super::error::Error;
-use crate::config::{self, Config, Transport};
+use crate::config::{self, Config, Format, Transport};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
 use arch::layout;
-use devices::backend::disk::RawDisk;
+use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
 use devices::backend::tap::Tap;
 use devices::backend::vsock::UnixSockets;
 use devices::irq::IrqLine;
 use devices::pci::root::{Root, SharedFunction};
-use devices::virtio::block::Block;
+use devices::rate::Limiter;
+use devices::virtio::block::{Block, Options};
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{Net, derived_mac};
 use devices::virtio::pci::{BAR_SIZE, VirtioPci};
@@ -26,12 +27,14 @@ use std::sync::{Arc, Mutex};
 /// A device that waits for its transport.
 pub type Slot = SharedVirtio;
 
+type SharedBlock = Arc<Mutex<Block>>;
+
 /// Opens what is behind each device, in the order in which the guest numbers
 /// them: disks, network cards, vsock, entropy.
 pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
-        slots.push(open_disk(disk)?);
+        slots.push(open_disk(config, disk)?);
     }
     for net in &config.nets {
         slots.push(open_net(net)?);
@@ -43,10 +46,31 @@ pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     Ok(slots)
 }
 
-fn open_disk(disk: &config::Disk) -> Result<Slot, Error> {
-    let image = RawDisk::open(&disk.path, disk.readonly)?;
-    let serial = disk.serial.as_deref().unwrap_or_default();
-    Ok(Arc::new(Mutex::new(Block::new(Box::new(image), serial))))
+fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
+    let image: Box<dyn Disk> = match disk.format {
+        Format::Raw => {
+            let (offset, len) = (disk.offset.0, disk.size.map(|size| size.0));
+            let options = RawOptions { read_only: disk.readonly, direct: disk.direct, offset, len };
+            Box::new(RawDisk::open(&disk.path, options)?)
+        }
+        Format::Qcow2 => Box::new(Qcow2Disk::open(&disk.path, disk.readonly)?),
+    };
+    let host = |what| move |source| DiskError::Host { path: disk.path.clone(), what, source };
+    let limiter = match (disk.rate, disk.ops) {
+        (None, None) => None,
+        (bytes, operations) => {
+            let limiter = Limiter::new(bytes.map(|l| l.0), operations.map(|l| l.0));
+            Some(limiter.map_err(host("timer"))?)
+        }
+    };
+    let options = Options {
+        serial: disk.serial.clone().unwrap_or_default(),
+        queues: disk.queues.unwrap_or(config.cpus) as u16,
+        engine: disk.engine,
+        limiter,
+    };
+    let block = Block::new(image, options).map_err(host("io_uring"))?;
+    Ok(Arc::new(Mutex::new(block)))
 }
 
 fn open_net(net: &config::Net) -> Result<Slot, Error> {

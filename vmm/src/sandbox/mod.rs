@@ -54,11 +54,13 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_fallocate,
+    libc::SYS_ftruncate,
     libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
     libc::SYS_getpgrp,
     libc::SYS_getrandom,
+    libc::SYS_io_uring_enter,
     libc::SYS_ioctl,
     libc::SYS_kill,
     libc::SYS_lseek,
@@ -89,8 +91,9 @@ const VSOCK: &[i64] = &[
 ];
 
 /// Beside those: a driver that turns a disk's write cache off makes its vCPU
-/// flush what is in it; and a thread that crashes gives the terminal back.
-const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp];
+/// flush what is in it; and a thread that crashes gives the terminal back. (A
+/// ring is restricted to its own disk: `devices::backend::disk::ring`.)
+const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp, libc::SYS_io_uring_enter];
 
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
 /// it crashes, the offloads of a TAP when its driver starts, and restoring the

@@ -1,6 +1,6 @@
 //! One writer or many readers per image, whoever they are.
 //!
-//! The lock is an open file description lock over the whole file: it ends with
+//! The lock is an open file description lock over what is used of the file: it ends with
 //! the last descriptor of it, also when the process is killed, and it is the
 //! kind that QEMU and others take, so that they are kept out as well.
 
@@ -38,29 +38,32 @@ fn advice(read_only: bool) -> &'static str {
     }
 }
 
-/// Locks all of `file` until its last descriptor is closed: for reading, which
-/// others may do as well, or for writing, which excludes everybody.
-pub fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
-    let mut range = whole_file(read_only);
-    match fcntl(file, libc::F_OFD_SETLK, &mut range) {
+/// Locks `len` bytes of `file` from `offset` on, 0: to its end and beyond, until
+/// its last descriptor is closed: for reading, which others may do as well, or
+/// for writing, which excludes everybody.
+pub fn lock(file: &File, read_only: bool, offset: u64, len: u64) -> Result<(), LockError> {
+    let range = || range(read_only, offset, len);
+    let mut wanted = range()?;
+    match fcntl(file, libc::F_OFD_SETLK, &mut wanted) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-            let mut range = whole_file(read_only);
-            let found = fcntl(file, libc::F_OFD_GETLK, &mut range);
-            let known = found.is_ok() && range.l_type != libc::F_UNLCK as i16 && range.l_pid > 0;
-            Err(LockError::Held { pid: known.then_some(range.l_pid), read_only })
+            let mut held = range()?;
+            let found = fcntl(file, libc::F_OFD_GETLK, &mut held);
+            let known = found.is_ok() && held.l_type != libc::F_UNLCK as i16 && held.l_pid > 0;
+            Err(LockError::Held { pid: known.then_some(held.l_pid), read_only })
         }
         result => Ok(result?),
     }
 }
 
-fn whole_file(read_only: bool) -> libc::flock64 {
-    libc::flock64 {
+fn range(read_only: bool, offset: u64, len: u64) -> io::Result<libc::flock64> {
+    let number = |n: u64| i64::try_from(n).map_err(|_| io::ErrorKind::InvalidInput);
+    Ok(libc::flock64 {
         l_type: if read_only { libc::F_RDLCK } else { libc::F_WRLCK } as i16,
         l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
+        l_start: number(offset)?,
+        l_len: number(len)?,
         l_pid: 0,
-    }
+    })
 }
 
 fn fcntl(file: &File, command: libc::c_int, range: &mut libc::flock64) -> io::Result<()> {

@@ -1,12 +1,14 @@
-//! One request: parsed, checked, done.
+//! One request: parsed, checked, done or begun.
 
 use super::{
     BlockMetrics, ID_LEN, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_WRITE_ZEROES_SECTORS, count,
 };
-use crate::backend::disk::{Disk, SECTOR};
-use crate::virtio::queue::{Chain, IoVecStore, QueueError};
+use crate::backend::disk::ring::{Op, Ring};
+use crate::backend::disk::{Disk, SECTOR, fits};
+use crate::virtio::queue::{Chain, IoVecStore, IoVecs, QueueError};
 use crate::virtio::{DeviceError, Ram};
 use std::io;
+use vm_memory::{Bytes, GuestAddress};
 
 /// `VIRTIO_BLK_T_IN`.
 pub(super) const T_IN: u32 = 0;
@@ -64,10 +66,42 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// A request that has been begun and will be answered later.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    /// Which queue it came from.
+    pub queue: usize,
+    /// Its chain.
+    pub head: u16,
+    op: Op,
+    /// Bytes to move.
+    len: u64,
+    /// Where the status is: a guest address, as the chain is gone by then.
+    status: GuestAddress,
+    /// Bytes before the status that the device may write.
+    status_at: u64,
+}
+
+/// What has become of a request.
+pub(super) enum Outcome {
+    /// It is answered; so much of the chain was written.
+    Done(u32),
+    /// It is under way.
+    Begun,
+}
+
+/// Requests under way, by their number in the ring.
+pub(super) struct Flight {
+    pub ring: Ring,
+    pub begun: Vec<Option<Begun>>,
+}
+
 /// What it takes to serve requests, for the time of one event.
 pub(super) struct Server<'a> {
     pub mem: &'a Ram,
     pub disk: &'a dyn Disk,
+    /// Where requests go that need not be waited for.
+    pub flight: Option<&'a mut Flight>,
     pub id: &'a [u8; ID_LEN],
     /// Whether each write has to be durable before it is answered.
     pub write_through: bool,
@@ -76,15 +110,21 @@ pub(super) struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Serves the request in `chain`; returns how much of the chain was written.
-    pub fn serve(&mut self, chain: &Chain) -> Result<u32, DeviceError> {
+    /// Whether another request can be begun.
+    pub fn has_room(&self) -> bool {
+        self.flight.as_ref().is_none_or(|f| f.ring.has_room())
+    }
+
+    /// Serves the request in `chain`, which came from queue `queue`.
+    pub fn serve(&mut self, queue: usize, chain: &Chain) -> Result<Outcome, DeviceError> {
         // The status is the last byte that the device may write, however the
         // driver has cut the chain (2.7.4: framing is the driver's business).
         let Some(status_at) = chain.writable_len().checked_sub(1) else {
             return Err(DeviceError::Request("block request without room for a status"));
         };
-        let (status, written) = match self.run(chain, status_at) {
-            Ok(filled) => (S_OK, filled),
+        let (status, written) = match self.run(queue, chain, status_at) {
+            Ok(Some(filled)) => (S_OK, filled),
+            Ok(None) => return Ok(Outcome::Begun),
             Err(Failure::Queue(e)) => return Err(e.into()),
             Err(failure) => {
                 count(&self.metrics.errors, 1);
@@ -92,10 +132,7 @@ impl Server<'_> {
             }
         };
         chain.write_at(self.mem, status_at, &[status])?;
-        // The used length promises that much from the start on, without a gap
-        // (2.7.8.2): the status is part of it only if the data before it is.
-        let written = if written == status_at { written + 1 } else { written };
-        Ok(u32::try_from(written).unwrap_or(u32::MAX))
+        Ok(Outcome::Done(used_len(written, status_at)))
     }
 
     fn explain(&self, failure: &Failure) -> u8 {
@@ -113,8 +150,9 @@ impl Server<'_> {
         }
     }
 
-    /// Does it, and returns how many bytes of the data were filled.
-    fn run(&mut self, chain: &Chain, data_in: u64) -> Result<u64, Failure> {
+    /// Does it, and returns how many bytes of the data were filled; `None`: it is
+    /// under way.
+    fn run(&mut self, queue: usize, chain: &Chain, data_in: u64) -> Result<Option<u64>, Failure> {
         let mut header = [0; HEADER_LEN as usize];
         chain.read_at(self.mem, 0, &mut header)?;
         let header = u128::from_le_bytes(header);
@@ -124,39 +162,51 @@ impl Server<'_> {
             T_IN => {
                 let offset = self.locate(sector, data_in)?;
                 let mut to = chain.writable_iovecs(self.mem, self.iovecs, 0, data_in)?;
+                let begun = Begin { queue, chain, op: Op::Read, len: data_in, status_at: data_in };
+                if begin(&mut self.flight, begun, &to, offset) {
+                    return Ok(None);
+                }
                 self.disk.read_at(&mut to, offset)?;
-                count(&self.metrics.reads, 1);
-                count(&self.metrics.bytes_read, data_in);
-                Ok(data_in)
+                moved(self.metrics, Op::Read, data_in);
+                Ok(Some(data_in))
             }
             T_OUT => {
                 self.writable()?;
                 let offset = self.locate(sector, data_out)?;
                 let mut from =
                     chain.readable_iovecs(self.mem, self.iovecs, HEADER_LEN, data_out)?;
+                let op = Op::Write(self.write_through);
+                let begun = Begin { queue, chain, op, len: data_out, status_at: data_in };
+                if begin(&mut self.flight, begun, &from, offset) {
+                    return Ok(None);
+                }
                 self.disk.write_at(&mut from, offset)?;
                 self.settle()?;
-                count(&self.metrics.writes, 1);
-                count(&self.metrics.bytes_written, data_out);
-                Ok(0)
+                moved(self.metrics, op, data_out);
+                Ok(Some(0))
             }
             T_FLUSH => {
+                let nothing = IoVecs::from_slice(self.iovecs, &mut []);
+                let begun = Begin { queue, chain, op: Op::Flush, len: 0, status_at: data_in };
+                if begin(&mut self.flight, begun, &nothing, 0) {
+                    return Ok(None);
+                }
                 self.disk.flush()?;
-                count(&self.metrics.flushes, 1);
-                Ok(0)
+                moved(self.metrics, Op::Flush, 0);
+                Ok(Some(0))
             }
             T_GET_ID => {
                 let len = data_in.min(ID_LEN as u64);
                 let id = self.id.get(..len as usize).unwrap_or_default();
                 chain.write_at(self.mem, 0, id)?;
-                Ok(len)
+                Ok(Some(len))
             }
             T_DISCARD | T_WRITE_ZEROES => {
                 self.writable()?;
                 self.ranges(chain, data_out, request)?;
                 self.settle()?;
                 count(&self.metrics.discards, 1);
-                Ok(0)
+                Ok(Some(0))
             }
             _ => Err(Failure::Unsupported),
         }
@@ -201,11 +251,12 @@ impl Server<'_> {
 
     /// The offset of `len` bytes at `sector`, if they are on the disk.
     fn locate(&self, sector: u64, len: u64) -> Result<u64, Failure> {
-        if !len.is_multiple_of(SECTOR) {
+        let unit = u64::from(self.disk.geometry().logical);
+        let offset = sector.checked_mul(SECTOR);
+        if !len.is_multiple_of(unit) || offset.is_some_and(|o| !o.is_multiple_of(unit)) {
             return Err(Failure::Invalid("not a number of whole sectors"));
         }
-        sector
-            .checked_mul(SECTOR)
+        offset
             .filter(|offset| offset.checked_add(len).is_some_and(|end| end <= self.disk.len()))
             .ok_or(Failure::Invalid("outside of the disk"))
     }
@@ -220,5 +271,88 @@ impl Server<'_> {
     /// After a change: durable now, if nobody is going to flush.
     fn settle(&self) -> io::Result<()> {
         if self.write_through { self.disk.flush() } else { Ok(()) }
+    }
+}
+
+/// A request on its way to the ring.
+struct Begin<'a> {
+    queue: usize,
+    chain: &'a Chain,
+    op: Op,
+    len: u64,
+    status_at: u64,
+}
+
+/// Hands a request to the ring; `false`: there is none, or it can't take it.
+fn begin(
+    flight: &mut Option<&mut Flight>,
+    request: Begin<'_>,
+    data: &IoVecs<'_>,
+    offset: u64,
+) -> bool {
+    let Some(flight) = flight.as_mut().filter(|f| fits(data.as_slice(), f.ring.align())) else {
+        return false;
+    };
+    let Begin { queue, chain, op, len, status_at } = request;
+    // Nothing to move is no business of the host's; and the status is somewhere,
+    // or there would be no request.
+    let Some(status) = chain.writable_address(status_at) else { return false };
+    if len == 0 && op != Op::Flush {
+        return false;
+    }
+    let Some(number) = flight.ring.start(op, data, offset) else { return false };
+    if let Some(slot) = flight.begun.get_mut(number) {
+        *slot = Some(Begun { queue, head: chain.head, op, len, status, status_at });
+    }
+    true
+}
+
+impl Begun {
+    /// Answers the request; returns how much of its chain was written.
+    pub fn answer(
+        &self,
+        mem: &Ram,
+        metrics: &BlockMetrics,
+        outcome: io::Result<()>,
+    ) -> Result<u32, DeviceError> {
+        let (status, filled) = match (outcome, self.op) {
+            (Ok(()), Op::Read) => (S_OK, self.len),
+            (Ok(()), _) => (S_OK, 0),
+            (Err(e), _) => {
+                log::debug!("block request failed: {e}");
+                (S_IOERR, 0)
+            }
+        };
+        match status {
+            S_OK => moved(metrics, self.op, self.len),
+            _ => count(&metrics.errors, 1),
+        }
+        mem.write_obj(status, self.status).map_err(|_| QueueError::OutsideRam {
+            what: "buffer",
+            addr: self.status.0,
+            len: 1,
+        })?;
+        Ok(used_len(filled, self.status_at))
+    }
+}
+
+/// The used length promises that much from the start on, without a gap
+/// (2.7.8.2): the status is part of it only if the data before it is.
+fn used_len(filled: u64, status_at: u64) -> u32 {
+    let written = if filled == status_at { filled + 1 } else { filled };
+    u32::try_from(written).unwrap_or(u32::MAX)
+}
+
+fn moved(metrics: &BlockMetrics, op: Op, len: u64) {
+    match op {
+        Op::Read => {
+            count(&metrics.reads, 1);
+            count(&metrics.bytes_read, len);
+        }
+        Op::Write(_) => {
+            count(&metrics.writes, 1);
+            count(&metrics.bytes_written, len);
+        }
+        Op::Flush => count(&metrics.flushes, 1),
     }
 }

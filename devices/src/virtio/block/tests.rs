@@ -2,13 +2,17 @@
 
 use super::request::*;
 use super::*;
+use crate::backend::disk::testing::make_qcow2;
+use crate::backend::disk::{Qcow2Disk, RawDisk, RawOptions};
 use crate::bus::{BusDevice, lock};
 use crate::virtio::mmio::{CONFIG, QUEUE_NOTIFY, STATUS};
 use crate::virtio::queue::IoVecs;
 use crate::virtio::testing::*;
 use crate::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX};
 use proptest::prelude::*;
+use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -17,6 +21,10 @@ const STATUS_AT: u64 = 0x9000;
 const DATA: u64 = 0xa000;
 const SECTORS: usize = 64;
 
+fn named(serial: &str) -> Options {
+    Options { serial: serial.to_owned(), ..Options::default() }
+}
+
 struct Drive {
     bench: Bench,
     disk: MemDisk,
@@ -24,7 +32,8 @@ struct Drive {
 }
 
 fn drive_on(disk: MemDisk, features: u64) -> Drive {
-    let device = Block::new(Box::new(disk.clone()), "a serial number that is too long");
+    let device = Block::new(Box::new(disk.clone()), named("a serial number that is too long"));
+    let device = device.unwrap();
     let metrics = device.metrics().clone();
     let bench = Bench::started(Arc::new(Mutex::new(device)), features);
     Drive { bench, disk, metrics }
@@ -173,7 +182,7 @@ fn the_serial_number_is_cut_and_padded() {
     assert_eq!(d.get(DATA, 20), b"a serial number that");
     assert_eq!(d.request((T_GET_ID, 0), &[], &[(DATA, 4)]), (S_OK, 5));
     assert_eq!(d.request((T_GET_ID, 0), &[], &[(DATA, 512)]), (S_OK, 20));
-    let id = Block::new(Box::new(MemDisk::new(1)), "vda").id;
+    let id = Block::new(Box::new(MemDisk::new(1)), named("vda")).unwrap().id;
     assert_eq!(&id, b"vda\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
 }
 
@@ -325,7 +334,7 @@ impl Disk for Flood {
 fn a_flood_is_served_in_shares() {
     let (rings, reads) = (Arc::new(Mutex::new(None)), Arc::new(AtomicU64::new(0)));
     let disk = Flood { rings: rings.clone(), reads: reads.clone() };
-    let device = Arc::new(Mutex::new(Block::new(Box::new(disk), "")));
+    let device = Arc::new(Mutex::new(Block::new(Box::new(disk), named("")).unwrap()));
     let mut bench = Bench::started(device, 0);
     let mem = bench.mem.clone();
     bench.rings.chain(&mem, &[(HEADER, 16)], &[(DATA, 512), (STATUS_AT, 1)]);
@@ -421,22 +430,45 @@ fn cut(addr: u64, len: u32, cuts: &[u32]) -> Vec<(u64, u32)> {
     pieces
 }
 
+/// An empty disk of any kind, at `path`.
+fn image(kind: u8, path: &Path) -> (Box<dyn Disk>, Engine) {
+    let len = (SECTORS * 512) as u64;
+    let raw = |offset, size| {
+        File::options().write(true).open(path).unwrap().set_len(offset + len + 512).unwrap();
+        Box::new(
+            RawDisk::open(path, RawOptions { offset, len: size, ..Default::default() }).unwrap(),
+        )
+    };
+    match kind {
+        0 => (Box::new(MemDisk::new(SECTORS)), Engine::Auto),
+        1 => (raw(0, Some(len)), Engine::Sync),
+        2 => (raw(512, Some(len)), Engine::Uring),
+        3 => (raw(1 << 20, Some(len)), Engine::Sync),
+        _ => {
+            make_qcow2(path, len);
+            (Box::new(Qcow2Disk::open(path, false).unwrap()), Engine::Auto)
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     /// Whatever is done in whatever pieces, the disk is what an array would be.
     #[test]
     fn the_disk_is_an_array(
         ops in proptest::collection::vec((op(), proptest::collection::vec(any::<u32>(), 0..4)), 1..40),
-        in_a_file in any::<bool>(),
+        kind in 0..5u8,
     ) {
         let features = VIRTIO_F_VERSION_1 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
         let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len((SECTORS * 512) as u64).unwrap();
-        let disk: Box<dyn Disk> = match in_a_file {
-            true => Box::new(crate::backend::disk::RawDisk::open(file.path(), false).unwrap()),
-            false => Box::new(MemDisk::new(SECTORS)),
+        let (disk, engine) = image(kind, file.path());
+        let Ok(device) = Block::new(disk, Options { engine, ..Options::default() }) else {
+            // No io_uring here.
+            return Ok(());
         };
-        let bench = Bench::started(Arc::new(Mutex::new(Block::new(disk, ""))), features);
+        let answers_later = device.uses_ring();
+        let mut bench = Bench::started(Arc::new(Mutex::new(device)), features);
+        bench.answers_later = answers_later;
         let mut d = Drive { bench, disk: MemDisk::new(0), metrics: Arc::default() };
         let mut model = vec![0u8; SECTORS * 512];
         // Data lies across the seam of two regions.

@@ -79,6 +79,11 @@ impl Chain {
         Ok(())
     }
 
+    /// Where the byte at `offset` of the writable buffers is.
+    pub fn writable_address(&self, offset: u64) -> Option<GuestAddress> {
+        pieces(&self.writable, offset, 1).ok()?.next().map(|piece| piece.addr)
+    }
+
     /// `len` bytes at `offset` of the readable buffers, for `writev`.
     pub fn readable_iovecs<'m>(
         &self,

@@ -5,7 +5,7 @@
 use super::pci::PciBench;
 use super::*;
 use crate::pci::root::Function;
-use crate::virtio::block::Block;
+use crate::virtio::block::{Block, Options};
 use crate::virtio::pci::BAR_SIZE;
 use crate::virtio::queue::{Chain, IoVecStore, MAX_INDIRECT, QueueError};
 use crate::virtio::rng::Rng;
@@ -209,7 +209,7 @@ fn check(chain: &Chain, mem: &Ram, store: &mut IoVecStore, size: u16) {
 /// The bench of a block device with a disk of 64 sectors.
 pub fn block_bench() -> (Bench, MemDisk) {
     let disk = MemDisk::new(64);
-    let device = Block::new(Box::new(disk.clone()), "serial");
+    let device = Block::new(Box::new(disk.clone()), Options::default()).expect("no ring");
     (Bench::new(Arc::new(Mutex::new(device))), disk)
 }
 
@@ -360,7 +360,7 @@ pub fn mmio(data: &[u8]) {
 pub fn pci(data: &[u8]) {
     let p = &mut Program::new(data);
     let disk = MemDisk::new(64);
-    let device = Block::new(Box::new(disk.clone()), "serial");
+    let device = Block::new(Box::new(disk.clone()), Options::default()).expect("no ring");
     let mut bench = PciBench::new(Arc::new(Mutex::new(device)));
     while !p.done() {
         let len = 1 << (p.u8() % 4);

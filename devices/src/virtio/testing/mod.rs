@@ -230,6 +230,8 @@ pub struct Bench {
     pub worker: Worker,
     /// The driver's half of queue 0.
     pub rings: Rings,
+    /// Whether the device answers later, by way of its first source.
+    pub answers_later: bool,
 }
 
 impl Bench {
@@ -240,7 +242,8 @@ impl Bench {
         let transport =
             MmioTransport::new(mem.clone(), device, interrupt).expect("eventfds for a test");
         let worker = transport.worker();
-        Self { mem, transport, worker, rings: Rings::new(0x1000, 16) }
+        let rings = Rings::new(0x1000, 16);
+        Self { mem, transport, worker, rings, answers_later: false }
     }
 
     /// A device that its driver has brought up with `features`.
@@ -345,10 +348,17 @@ impl Bench {
         let head = self.rings.chain(&self.mem, readable, writable);
         self.rings.offer(&self.mem, head);
         self.kick();
-        match self.rings.collect(&self.mem).as_slice() {
-            [(id, len)] if *id == u32::from(head) => Some(*len),
-            [] => None,
-            other => panic!("sent {head}, got {other:?}"),
+        for _ in 0..100_000 {
+            match self.rings.collect(&self.mem).as_slice() {
+                [(id, len)] if *id == u32::from(head) => return Some(*len),
+                [] if self.answers_later && !self.needs_reset() => {
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                    self.worker.source_event(0);
+                }
+                [] => return None,
+                other => panic!("sent {head}, got {other:?}"),
+            }
         }
+        panic!("no answer");
     }
 }

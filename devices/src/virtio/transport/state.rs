@@ -29,7 +29,12 @@ impl Core {
     /// The state of transport, queues and device. Only while no vCPU runs and
     /// no event is being handled.
     pub fn save(&self) -> Result<TransportState, StateError> {
-        let device = lock(&self.device);
+        let mut device = lock(&self.device);
+        if let Err(e) = device.settle() {
+            // As if it had happened in an event.
+            log::warn!("virtio {:?}: needs a reset: {e}", self.id);
+            self.interrupt.mark_needs_reset();
+        }
         let running = device.queues().unwrap_or_default();
         let queues = self.queues.iter().enumerate().map(|(i, configured)| {
             running.get(i).and_then(Option::as_ref).unwrap_or(configured).save()
