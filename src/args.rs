@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use vmm::config::{Config, ConfigError, Disk, Net, Serial, Size, Transport, Vsock};
+use vmm::config::{Config, ConfigError, Disk, MetricsConfig, Net, Serial, Size, Transport, Vsock};
 
 /// The largest configuration file: far more than 16 devices need.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -169,6 +169,19 @@ pub struct Args {
     #[arg(long, value_name = "WHERE", help_heading = "The machine")]
     serial: Option<Serial>,
 
+    /// Report counters of devices, queues and vCPUs
+    ///
+    /// A file gets a report every so many seconds [default: 10] and at the
+    /// end; who connects to a socket gets one. json is a line, and prometheus
+    /// is that program's text form [default: json].
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "file=PATH|socket=PATH[,format=json|prometheus][,every=N]",
+        help_heading = "Reports"
+    )]
+    metrics: Option<MetricsConfig>,
+
     /// Start even where a probe says that this KVM can't run Linux
     ///
     /// For small guests of one's own; Linux would hang or crash there.
@@ -279,6 +292,7 @@ impl Args {
         config.rootfs = self.rootfs.or(config.rootfs);
         config.initrd = self.initrd.or(config.initrd);
         config.vsock = self.vsock.or(config.vsock);
+        config.metrics = self.metrics.or(config.metrics);
         // What can be there many times is added.
         config.disks.extend(self.disks);
         config.nets.extend(self.nets);

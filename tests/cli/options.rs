@@ -36,6 +36,7 @@ fn help_documents_everything() {
         "--config",
         "--print-config",
         "--log",
+        "--metrics",
         "doctor",
         "Examples:",
         "Exit status:",

@@ -12,6 +12,7 @@ mod input;
 mod kit;
 mod lifecycle;
 mod machine;
+mod metrics;
 mod net;
 mod pci;
 mod vsock;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         net::tests(),
         pci::tests(),
         vsock::tests(),
+        metrics::tests(),
         lifecycle::tests(),
         console::tests(),
         input::tests(),

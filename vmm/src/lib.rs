@@ -12,6 +12,7 @@ pub mod exit;
 pub mod host;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod msi;
 pub mod sandbox;
 pub mod vcpu;

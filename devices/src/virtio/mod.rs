@@ -38,7 +38,7 @@ use crate::pci::msix::Msix;
 use crate::state::{Saved, StateError};
 use queue::{QueueError, Vq};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Guest memory as devices see it.
@@ -71,6 +71,18 @@ pub enum DeviceId {
     Vsock = 19,
 }
 
+impl DeviceId {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Block => "block",
+            Self::Rng => "rng",
+            Self::Vsock => "vsock",
+        }
+    }
+}
+
 /// Interrupt cause: a queue has used buffers (`InterruptStatus` bit 0).
 pub const INT_VRING: u32 = 1;
 /// Interrupt cause: the configuration or the device status changed (bit 1).
@@ -86,9 +98,22 @@ pub const INT_CONFIG: u32 = 2;
 #[derive(Debug)]
 pub struct Interrupt {
     signal: Signal,
+    traffic: [Traffic; COUNTED_QUEUES],
     pending: AtomicU32,
     reported: AtomicU32,
     needs_reset: std::sync::atomic::AtomicBool,
+}
+
+/// As many queues are counted one by one; the last one stands for all others.
+const COUNTED_QUEUES: usize = 64;
+
+/// What has happened to a queue since the machine started.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// How often the device was called for it.
+    pub doorbells: AtomicU64,
+    /// How often its driver was interrupted.
+    pub interrupts: AtomicU64,
 }
 
 /// Where an interrupt goes.
@@ -112,6 +137,7 @@ impl Interrupt {
     fn with(signal: Signal) -> Self {
         Self {
             signal,
+            traffic: std::array::from_fn(|_| Traffic::default()),
             pending: AtomicU32::new(0),
             reported: AtomicU32::new(0),
             needs_reset: false.into(),
@@ -126,8 +152,14 @@ impl Interrupt {
         }
     }
 
+    /// The counters of queue `index`.
+    pub fn traffic(&self, index: usize) -> &Traffic {
+        &self.traffic[index.min(COUNTED_QUEUES - 1)]
+    }
+
     /// Used buffers are in queue `index`.
     pub fn queue(&self, index: usize) {
+        self.traffic(index).interrupts.fetch_add(1, Ordering::Relaxed);
         match &self.signal {
             Signal::Line(_) => self.raise(INT_VRING),
             Signal::Messages(msix) => msix.queue(index),

@@ -13,6 +13,7 @@ use crate::bus::lock;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A guest that breaks its device, resets it and breaks it again could fill a
@@ -39,8 +40,15 @@ impl Worker {
         Self { device, interrupt, doorbells, sources, logged: 0 }
     }
 
+    /// The device and what it interrupts its driver with, for whoever reports
+    /// their counters, and how many queues there are.
+    pub fn counted(&self) -> (SharedVirtio, Arc<Interrupt>, usize) {
+        (self.device.clone(), self.interrupt.clone(), self.doorbells.len())
+    }
+
     /// What a doorbell does.
     pub fn queue_event(&mut self, queue: usize) {
+        self.interrupt.traffic(queue).doorbells.fetch_add(1, Ordering::Relaxed);
         self.call(|device| device.queue_event(queue));
     }
 

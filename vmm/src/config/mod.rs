@@ -8,6 +8,7 @@ mod device;
 mod disk;
 mod fields;
 mod limit;
+mod metrics;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod tests;
 pub use device::{Net, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
+pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
 pub use size::Size;
 
 use devices::backend::vsock::MAX_PATH as MAX_UDS;
@@ -70,6 +72,9 @@ pub struct Config {
     /// Where the serial console goes.
     #[serde(default)]
     pub serial: Serial,
+    /// Where counters are reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
     /// Start even where a probe says that this host's KVM can't run Linux: for
     /// guests that need less, such as tests of one's own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -99,6 +104,7 @@ impl Config {
             vsock: None,
             transport: Transport::default(),
             serial: Serial::default(),
+            metrics: None,
             skip_probe: false,
         }
     }

@@ -115,3 +115,37 @@ proptest! {
         prop_assert_eq!(Size(n).to_string().parse::<Size>().unwrap(), Size(n));
     }
 }
+
+#[test]
+fn disks_and_metrics_are_read_and_written_alike() {
+    for text in [
+        "a,format=qcow2,queues=2",
+        "a,engine=uring,direct=on,offset=1M,size=512K",
+        "a,rate=50M:10M,ops=1000",
+    ] {
+        let disk: Disk = text.parse().unwrap();
+        let json = serde_json::to_string(&disk).unwrap();
+        assert_eq!(serde_json::from_str::<Disk>(&json).unwrap(), disk, "{json}");
+    }
+    for text in ["m.json", "socket=/run/m,format=prometheus", "file=m,every=1"] {
+        let metrics: MetricsConfig = text.parse().unwrap();
+        let json = serde_json::to_string(&metrics).unwrap();
+        assert_eq!(serde_json::from_str::<MetricsConfig>(&json).unwrap(), metrics, "{json}");
+    }
+    for (text, part) in [
+        ("a,format=vmdk", "raw or qcow2"),
+        ("a,format=qcow2,direct=on", "format=raw"),
+        ("a,queues=0", "1 to 32"),
+        ("a,queues=x", "must be a number"),
+        ("a,rate=0", "more than 0"),
+        ("a,rate=1M:", "whole number"),
+        ("a,engine=fast", "auto or sync or uring"),
+    ] {
+        let said = text.parse::<Disk>().unwrap_err().to_string();
+        assert!(said.starts_with("disk ") && said.contains(part), "{said}");
+    }
+    for text in ["", "socket=", "file=a,socket=b", "a,every=0", "a,format=xml"] {
+        let said = text.parse::<MetricsConfig>().unwrap_err().to_string();
+        assert!(said.starts_with("metrics "), "{said}");
+    }
+}

@@ -35,6 +35,9 @@ pub enum Error {
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),
+    /// Where counters are reported.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::ServeError),
     /// The file that the serial console goes to.
     #[error("serial {path}: {source}")]
     Serial {

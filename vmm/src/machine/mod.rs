@@ -13,13 +13,14 @@ mod slots;
 
 pub use error::Error;
 
-use crate::config::{Config, Serial};
+use crate::config::{Config, MetricsTarget, Serial};
 use crate::console::terminal::RawTerminal;
 use crate::ending::Ending;
 use crate::events::{EndWatch, SignalWatch};
 use crate::exit::Exit;
 use crate::host;
 use crate::memory::{self, Ram};
+use crate::metrics::{self, Metrics, Serve};
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
 use crate::vm::Vm;
@@ -43,6 +44,7 @@ struct Inputs {
     initrd: Option<Initrd>,
     cmdline: String,
     slots: Vec<Slot>,
+    metrics: Option<metrics::Target>,
 }
 
 impl Inputs {
@@ -52,7 +54,8 @@ impl Inputs {
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
         let slots = slots::open(config)?;
         let cmdline = board::cmdline(config, slots.len());
-        let inputs = Self { kernel, initrd, cmdline, slots };
+        let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
+        let inputs = Self { kernel, initrd, cmdline, slots, metrics };
         boot::load::check(&inputs.payload(config, 0))?;
         Ok(inputs)
     }
@@ -91,10 +94,18 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
     vm.enter(&vcpus[0], entry)?;
 
+    let counters = Arc::new(Metrics::new(&virtio, &vcpus));
     let mut events = Events::new().map_err(Error::events)?;
     virtio.into_iter().for_each(|worker| add(&mut events, worker));
     add(&mut events, EndWatch(ending.clone()));
     add(&mut events, SignalWatch { signals, ending: ending.clone() });
+    // Kept here, so that its last report comes after the end.
+    let mut reports: Option<Arc<Mutex<Serve>>> = None;
+    if let Some(target) = inputs.metrics.take() {
+        let serve = Arc::new(Mutex::new(Serve::new(counters.clone(), target)));
+        events.add_subscriber(serve.clone());
+        reports = Some(serve);
+    }
     // From here on the terminal is the guest's, until this function returns.
     let terminal = match config.serial {
         Serial::Stdio => {
@@ -106,13 +117,16 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     };
 
     let (buses, serial_output) = board.finish();
-    let running = start(vcpus, &buses, &ending)?;
-    sandbox::event_loop(config.vsock.is_some()).install()?;
+    let running = start(vcpus, &buses, &ending, &counters)?;
+    let listening =
+        matches!(&config.metrics, Some(m) if matches!(m.target, MetricsTarget::Socket(_)));
+    sandbox::event_loop(sandbox::Needs { vsock: config.vsock.is_some(), listening }).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
     }
     let crashed = stop(running);
+    drop((events, reports));
     let loss = serial_output.finish(DRAIN);
     drop(terminal);
     let exit = ending.how().unwrap_or(Exit::Quit);
@@ -128,6 +142,7 @@ fn start(
     vcpus: Vec<kvm_ioctls::VcpuFd>,
     buses: &Buses,
     ending: &Ending,
+    counters: &Metrics,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
     let filter = Arc::new(sandbox::vcpu());
@@ -138,7 +153,7 @@ fn start(
             fd,
             buses: buses.clone(),
             ending: ending.clone(),
-            counts: Default::default(),
+            counts: counters.exits(id),
         };
         let (filter, failed) = (filter.clone(), ending.clone());
         let before = move || {

@@ -76,6 +76,16 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_timerfd_settime,
 ];
 
+/// Beside those, on the event loop of a machine that listens on a Unix socket of
+/// its own, which it removes at the end.
+const LISTENING: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_unlink,
+];
+
 /// Beside those, on the event loop of a machine with a vsock: connections of
 /// Unix sockets, and the end of the listening one, which may be another's file
 /// by then. Making sockets has a rule of its own.
@@ -141,12 +151,27 @@ pub fn console() -> Filter {
     filter("console", &[COMMON, CONSOLE], &[only(libc::SYS_ioctl, 1, CONSOLE_IOCTLS), CLOSING])
 }
 
-/// The filter of the thread that runs the event loop, with or without a vsock.
-pub fn event_loop(vsock: bool) -> Filter {
-    match vsock {
-        true => filter("event loop", &[COMMON, EVENT_LOOP, VSOCK], &[LOCAL_SOCKETS]),
-        false => filter("event loop", &[COMMON, EVENT_LOOP], &[]),
+/// What is on the event loop beside what is always there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Needs {
+    /// Connections between Unix sockets and the guest.
+    pub vsock: bool,
+    /// A Unix socket for metrics or control.
+    pub listening: bool,
+}
+
+/// The filter of the thread that runs the event loop.
+pub fn event_loop(needs: Needs) -> Filter {
+    let mut lists = vec![COMMON, EVENT_LOOP];
+    let mut conditional = Vec::new();
+    if needs.vsock {
+        lists.push(VSOCK);
+        conditional.push(LOCAL_SOCKETS);
     }
+    if needs.listening {
+        lists.push(LISTENING);
+    }
+    filter("event loop", &lists, &conditional)
 }
 
 /// Rust built with its checks asks whether a descriptor is open before it
@@ -164,6 +189,7 @@ fn filter(thread: &'static str, lists: &[&[i64]], conditional: &[Call]) -> Filte
     let free = lists.iter().flat_map(|list| list.iter()).map(|number| only(*number, 0, &[]));
     let mut calls: Vec<Call> = free.chain(conditional.iter().copied()).collect();
     calls.sort_by_key(|call| call.number);
+    calls.dedup_by_key(|call| call.number);
     Filter { thread, program: bpf::program(&calls) }
 }
 
@@ -223,14 +249,19 @@ mod tests {
             // SAFETY: FIONREAD on a closed descriptor writes nothing.
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
-        let all = [vcpu(), console(), event_loop(false), event_loop(true)];
+        let all = [
+            vcpu(),
+            console(),
+            event_loop(Needs::default()),
+            event_loop(Needs { vsock: true, ..Needs::default() }),
+        ];
         for filter in all {
             assert_eq!(in_child(&filter, harmless), 0);
             assert_eq!(in_child(&filter, close), 0);
             assert!(killed(in_child(&filter, open)));
         }
         assert!(killed(in_child(&vcpu(), other_ioctl)));
-        assert_eq!(in_child(&event_loop(false), other_ioctl), 0);
+        assert_eq!(in_child(&event_loop(Needs::default()), other_ioctl), 0);
     }
 
     #[test]
@@ -252,9 +283,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v");
         *OPEN.lock().unwrap() = Some(UnixSockets::listen(&path).unwrap());
-        assert_eq!(in_child(&event_loop(true), end), 0);
+        assert_eq!(in_child(&event_loop(Needs { vsock: true, ..Needs::default() }), end), 0);
         assert!(!path.exists());
-        let (with, without) = (event_loop(true), event_loop(false));
+        let (with, without) =
+            (event_loop(Needs { vsock: true, ..Needs::default() }), event_loop(Needs::default()));
         assert_eq!(in_child(&with, unix), 0);
         assert_eq!(in_child(&with, unlink), 0);
         assert!(killed(in_child(&with, inet)));
