@@ -5,7 +5,9 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use vmm::config::{Config, ConfigError, Disk, MetricsConfig, Net, Serial, Size, Transport, Vsock};
+use vmm::config::{
+    Config, ConfigError, Disk, MetricsConfig, Net, Serial, Share, Size, Transport, Vsock,
+};
 
 /// The largest configuration file: far more than 16 devices need.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -157,6 +159,19 @@ pub struct Args {
     )]
     vsock: Option<Vsock>,
 
+    /// A directory of the host for the guest; may be given more than once
+    ///
+    /// The guest mounts it: mount -t virtiofs NAME /mnt. What it does there
+    /// is done with the rights of whoever runs microvm, and nothing leads
+    /// out of the directory.
+    #[arg(
+        verbatim_doc_comment,
+        long = "share",
+        value_name = "tag=NAME,path=DIRECTORY[,readonly=on|off]",
+        help_heading = "The machine"
+    )]
+    shares: Vec<Share>,
+
     /// What carries the virtio devices: mmio or pci [default: mmio]
     ///
     /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio.
@@ -296,6 +311,7 @@ impl Args {
         // What can be there many times is added.
         config.disks.extend(self.disks);
         config.nets.extend(self.nets);
+        config.shares.extend(self.shares);
         if config.kernel.as_os_str().is_empty() {
             return Err(ArgsError::NoKernel);
         }

@@ -6,7 +6,7 @@
 #                                       the same tree as an initramfs, compressed as OUT is named
 #   build.sh debian OUT.ext4 [PACKAGE...]
 #                                       Debian bookworm minbase and these packages; DEBIAN_SIZE=2G
-#   build.sh tools OUT.ext4             fio and iperf3 with the libraries they need, for chroot
+#   build.sh tools OUT.ext4             fio, iperf3 and tcc with the libraries they need, for chroot
 #   build.sh script OUT FILE            a disk for microvm.run=/dev/vdb: FILE, padded to a block
 #
 # Every image starts with `init` beside this script, which lists the words of the
@@ -213,16 +213,16 @@ debian)
 	;;
 tools)
 	[ $# -eq 0 ] || usage
-	built=$CACHE/rootfs/tools-$(SALT="$(candidate fio) $(candidate iperf3)" hash_of "${parts[@]}").ext4
+	built=$CACHE/rootfs/tools-$(SALT="$(candidate fio) $(candidate iperf3) $(candidate tcc)" hash_of "${parts[@]}").ext4
 	[ -e "$built" ] && deliver "$built"
 	mkdir -p "$CACHE/rootfs"
 	lock rootfs-tools
 	[ -e "$built" ] && deliver "$built"
-	need fio iperf3 libc-bin
+	need fio iperf3 tcc libc-bin
 	scratch
 	say "building"
 	mkdir -p "$SCRATCH/tree"/{tmp,dev,proc,sys,etc,usr/bin}
-	for program in fio iperf3; do
+	for program in fio iperf3 tcc; do
 		install -m 755 "/usr/bin/$program" "$SCRATCH/tree/usr/bin/$program"
 		# The loader is named without "=>", the libraries with it.
 		ldd "/usr/bin/$program" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p;s/^\t\(\/[^ ]*\) .*/\1/p' |

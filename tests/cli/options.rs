@@ -32,6 +32,7 @@ fn help_documents_everything() {
         "--disk",
         "--net",
         "--vsock",
+        "--share",
         "--serial",
         "--config",
         "--print-config",

@@ -123,7 +123,7 @@ pub fn root() -> PathBuf {
     part("MICROVM_KIT_ROOT")
 }
 
-/// A disk with fio and iperf3, for chroot.
+/// A disk with fio, iperf3 and tcc, for chroot.
 pub fn tools() -> PathBuf {
     part("MICROVM_KIT_TOOLS")
 }

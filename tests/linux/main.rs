@@ -15,6 +15,7 @@ mod machine;
 mod metrics;
 mod net;
 mod pci;
+mod share;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         pci::tests(),
         vsock::tests(),
         metrics::tests(),
+        share::tests(),
         lifecycle::tests(),
         console::tests(),
         input::tests(),

@@ -3,5 +3,6 @@
 
 pub mod console;
 pub mod disk;
+pub mod share;
 pub mod tap;
 pub mod vsock;

@@ -22,6 +22,7 @@
 //! no vCPU runs and no event is being handled.
 
 pub mod block;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod pci;
@@ -69,6 +70,8 @@ pub enum DeviceId {
     Rng = 4,
     /// Socket device, 5.10.
     Vsock = 19,
+    /// File system, 5.11.
+    Fs = 26,
 }
 
 impl DeviceId {
@@ -79,6 +82,7 @@ impl DeviceId {
             Self::Block => "block",
             Self::Rng => "rng",
             Self::Vsock => "vsock",
+            Self::Fs => "fs",
         }
     }
 }

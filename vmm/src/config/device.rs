@@ -1,8 +1,9 @@
-//! Network cards and sockets, as their user asks for them.
+//! Network cards, sockets and shared directories, as their user asks for them.
 
 use super::ConfigError;
 use super::fields::Fields;
 use devices::backend::vsock::MAX_PATH as MAX_UDS;
+use devices::virtio::fs::TAG_LEN;
 use devices::virtio::vsock::CIDS;
 use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::OsStrExt;
@@ -111,5 +112,47 @@ impl FromStr for Vsock {
         let vsock = Self { uds, cid };
         vsock.validate()?;
         Ok(vsock)
+    }
+}
+
+/// A directory of the host that the guest can mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// By what name the guest mounts it.
+    pub tag: String,
+    /// The directory.
+    pub path: PathBuf,
+    /// Refuse every change.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+impl Share {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let ok = (1..=TAG_LEN).contains(&self.tag.len())
+            && self.tag.bytes().all(|b| b.is_ascii_graphic());
+        match ok && !self.path.as_os_str().is_empty() {
+            true => Ok(()),
+            false => Err(ConfigError::Share(self.tag.clone())),
+        }
+    }
+}
+
+/// `tag=NAME,path=DIRECTORY[,readonly=on|off]`; a comma in a path is written
+/// twice.
+impl FromStr for Share {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut fields = Fields::new("share", text, "tag");
+        let share = Self {
+            tag: fields.required("tag")?,
+            path: fields.required("path")?.into(),
+            readonly: fields.switch("readonly")?.unwrap_or(false),
+        };
+        fields.end()?;
+        share.validate()?;
+        Ok(share)
     }
 }

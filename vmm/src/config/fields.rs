@@ -102,6 +102,6 @@ impl<'a> Fields<'a> {
 /// plain path with a `=` in it still works.
 fn is_key(text: &str) -> bool {
     const KEYS: &str = "path readonly serial format engine direct offset size queues rate ops \
-                        tap mac uds cid file socket every";
+                        tap mac uds cid file socket every tag";
     KEYS.split(' ').any(|key| key == text)
 }

@@ -13,7 +13,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Net, Vsock};
+pub use device::{Net, Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
 pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
@@ -66,6 +66,9 @@ pub struct Config {
     /// Sockets between programs of the guest and of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
+    /// Directories of the host that the guest can mount.
+    #[serde(default)]
+    pub shares: Vec<Share>,
     /// How the guest reaches its virtio devices.
     #[serde(default)]
     pub transport: Transport,
@@ -102,6 +105,7 @@ impl Config {
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
+            shares: Vec::new(),
             transport: Transport::default(),
             serial: Serial::default(),
             metrics: None,
@@ -119,13 +123,22 @@ impl Config {
         {
             return Err(ConfigError::Memory(self.memory));
         }
-        let devices = self.all_disks().count() + self.nets.len() + self.vsock.iter().count();
+        let devices = self.all_disks().count()
+            + self.nets.len()
+            + self.vsock.iter().count()
+            + self.shares.len();
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
         self.all_disks().try_for_each(Disk::validate)?;
         self.nets.iter().try_for_each(Net::validate)?;
         self.vsock.iter().try_for_each(Vsock::validate)?;
+        self.shares.iter().try_for_each(Share::validate)?;
+        for (i, share) in self.shares.iter().enumerate() {
+            if self.shares.iter().skip(i + 1).any(|other| other.tag == share.tag) {
+                return Err(ConfigError::SameTag(share.tag.clone()));
+            }
+        }
         if self.cmdline.bytes().any(|b| b == 0 || b == b'\n') {
             return Err(ConfigError::Cmdline);
         }
@@ -171,7 +184,7 @@ pub enum ConfigError {
     #[error("memory: {0}: must be {min} to {max}, in whole pages of 4 KiB", min = Size(MIN_MEMORY), max = Size(MAX_MEMORY))]
     Memory(Size),
     /// Too many devices.
-    #[error("{0} disks, network cards and vsock: at most {MAX_DEVICES} fit")]
+    #[error("{0} disks, network cards, shares and vsock: at most {MAX_DEVICES} fit")]
     Devices(usize),
     /// A disk without a file.
     #[error("disk: an empty path: give path=FILE")]
@@ -209,6 +222,12 @@ pub enum ConfigError {
     /// Not a guest's context ID.
     #[error("vsock: cid {0}: must be {min} to {max}", min = CIDS.start(), max = CIDS.end())]
     Cid(u32),
+    /// A share without a usable name or a path.
+    #[error("share {0:?}: tag must be 1 to 36 printable ASCII characters, and path a directory")]
+    Share(String),
+    /// Two shares that a guest can't tell apart.
+    #[error("share {0:?}: there are two of that tag")]
+    SameTag(String),
     /// The command line holds a character that would end it.
     #[error("cmdline: must be one line without NUL")]
     Cmdline,

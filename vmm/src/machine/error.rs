@@ -35,6 +35,9 @@ pub enum Error {
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),
+    /// A shared directory.
+    #[error(transparent)]
+    Share(#[from] devices::backend::share::ShareError),
     /// Where counters are reported.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::ServeError),

@@ -118,9 +118,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending, &counters)?;
-    let listening =
-        matches!(&config.metrics, Some(m) if matches!(m.target, MetricsTarget::Socket(_)));
-    sandbox::event_loop(sandbox::Needs { vsock: config.vsock.is_some(), listening }).install()?;
+    sandbox::event_loop(needs(config)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
@@ -131,6 +129,16 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     drop(terminal);
     let exit = ending.how().unwrap_or(Exit::Quit);
     Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
+}
+
+/// What the event loop does in this machine beside what it always does.
+fn needs(config: &Config) -> sandbox::Needs {
+    let target = config.metrics.as_ref().map(|metrics| &metrics.target);
+    sandbox::Needs {
+        vsock: config.vsock.is_some(),
+        listening: matches!(target, Some(MetricsTarget::Socket(_))),
+        shares: !config.shares.is_empty(),
+    }
 }
 
 fn add(events: &mut Events, subscriber: impl MutEventSubscriber + Send + 'static) {

@@ -9,12 +9,14 @@ use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
 use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
+use devices::backend::share::Share;
 use devices::backend::tap::Tap;
 use devices::backend::vsock::UnixSockets;
 use devices::irq::IrqLine;
 use devices::pci::root::{Root, SharedFunction};
 use devices::rate::Limiter;
 use devices::virtio::block::{Block, Options};
+use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{Net, derived_mac};
 use devices::virtio::pci::{BAR_SIZE, VirtioPci};
@@ -30,7 +32,7 @@ pub type Slot = SharedVirtio;
 type SharedBlock = Arc<Mutex<Block>>;
 
 /// Opens what is behind each device, in the order in which the guest numbers
-/// them: disks, network cards, vsock, entropy.
+/// them: disks, network cards, vsock, shares, entropy.
 pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
@@ -41,6 +43,10 @@ pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
     }
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
+    }
+    for share in &config.shares {
+        let directory = Share::open(&share.tag, &share.path, share.readonly)?;
+        slots.push(Arc::new(Mutex::new(Fs::new(&share.tag, directory))));
     }
     slots.push(Arc::new(Mutex::new(Rng::new())));
     Ok(slots)

@@ -100,6 +100,33 @@ const VSOCK: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+/// Beside those, on the event loop of a machine that shares directories: what
+/// can be done to files. That none outside is reached is the share's own doing.
+const SHARES: &[i64] = &[
+    libc::SYS_copy_file_range,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_fstatfs,
+    libc::SYS_getdents64,
+    libc::SYS_geteuid,
+    libc::SYS_getxattr,
+    libc::SYS_linkat,
+    libc::SYS_listxattr,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_readlinkat,
+    libc::SYS_removexattr,
+    libc::SYS_renameat2,
+    libc::SYS_setxattr,
+    libc::SYS_symlinkat,
+    libc::SYS_syncfs,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+];
+
 /// Beside those: a driver that turns a disk's write cache off makes its vCPU
 /// flush what is in it; and a thread that crashes gives the terminal back. (A
 /// ring is restricted to its own disk: `devices::backend::disk::ring`.)
@@ -158,6 +185,8 @@ pub struct Needs {
     pub vsock: bool,
     /// A Unix socket for metrics or control.
     pub listening: bool,
+    /// Directories of the host in the guest.
+    pub shares: bool,
 }
 
 /// The filter of the thread that runs the event loop.
@@ -167,6 +196,9 @@ pub fn event_loop(needs: Needs) -> Filter {
     if needs.vsock {
         lists.push(VSOCK);
         conditional.push(LOCAL_SOCKETS);
+    }
+    if needs.shares {
+        lists.push(SHARES);
     }
     if needs.listening {
         lists.push(LISTENING);
