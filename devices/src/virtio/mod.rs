@@ -21,6 +21,7 @@
 //! [`VirtioDevice::save`] and [`VirtioDevice::restore`] are called only while
 //! no vCPU runs and no event is being handled.
 
+pub mod balloon;
 pub mod block;
 pub mod mmio;
 pub mod net;
@@ -65,8 +66,12 @@ pub enum DeviceId {
     Net = 1,
     /// Block device, 5.2.
     Block = 2,
+    /// Console device, 5.3.
+    Console = 3,
     /// Entropy device, 5.4.
     Rng = 4,
+    /// Balloon, 5.5.
+    Balloon = 5,
     /// Socket device, 5.10.
     Vsock = 19,
 }

@@ -2,6 +2,7 @@
 //! against a device and panics when the device breaks a promise: property tests
 //! and fuzzers feed them the same way.
 
+use super::driver::{Carrier, Driver};
 use super::pci::PciBench;
 use super::*;
 use crate::pci::root::Function;
@@ -399,4 +400,48 @@ pub fn pci(data: &[u8]) {
     disk.errno.store(0, Ordering::SeqCst);
     let used = bench.request(&[(header, 16)], &[(0x9000, 512), (0xa000, 1)]);
     assert_eq!(used, Some(513));
+}
+
+/// Any device with any number of queues, over any transport: its driver has
+/// good rings and bad intentions. In the end it is reset, and `still_works`.
+pub fn any_device<C: Carrier>(
+    data: &[u8],
+    device: SharedVirtio,
+    still_works: impl FnOnce(&mut Driver<C>),
+) {
+    let p = &mut Program::new(data);
+    let mut driver = Driver::<C>::new(device);
+    let (mem, queues) = (driver.mem.clone(), driver.rings.len());
+    while !p.done() {
+        let queue = usize::from(p.u8()) % queues;
+        match p.u8() % 16 {
+            0..7 => scribble(p, &mem, &mut driver.rings[queue]),
+            7..10 => {
+                // A request of sizes that may be right.
+                let pieces = |p: &mut Program<'_>| {
+                    let count = p.u8() % 3;
+                    let addr = |p: &mut Program<'_>| 0x2_0000 + u64::from(p.u16());
+                    (0..count).map(|_| (addr(p), u32::from(p.u16() % 0x1100))).collect::<Vec<_>>()
+                };
+                let (readable, writable) = (pieces(p), pieces(p));
+                if readable.len() + writable.len() > 0 {
+                    let head = driver.rings[queue].chain(&mem, &readable, &writable);
+                    driver.rings[queue].offer(&mem, head);
+                }
+            }
+            10 => drop(mem.write_slice(&p.bytes::<16>(), GuestAddress(0x2_0000 + u64::from(p.u16())))),
+            11 => driver.source(usize::from(p.u8() % 4)),
+            12 => driver.carrier.set_config(u64::from(p.u8() % 32), &p.bytes::<4>()),
+            13 if p.u8().is_multiple_of(4) => driver.carrier.save_and_restore(),
+            13 => drop(driver.carrier.config(p.u8().into())),
+            14 if driver.broken() => driver.start(),
+            14 if p.u8().is_multiple_of(2) => driver.carrier.meddle(queue as u16, p.u32()),
+            14 => driver.carrier.worker().queue_event(p.u8().into()),
+            _ => driver.carrier.ring(queue),
+        }
+        driver.run();
+    }
+    driver.start();
+    assert!(!driver.broken(), "a reset mends everything");
+    still_works(&mut driver);
 }
