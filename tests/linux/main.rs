@@ -3,6 +3,7 @@
 //! Runs directly where KVM can run Linux; anywhere else the whole program runs
 //! again in the rig, with the same arguments.
 
+mod balloon;
 mod boot;
 mod console;
 mod disk;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         net::tests(),
         pci::tests(),
         vsock::tests(),
+        balloon::tests(),
         lifecycle::tests(),
         console::tests(),
         input::tests(),

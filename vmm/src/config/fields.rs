@@ -21,7 +21,7 @@ impl<'a> Fields<'a> {
             .map(|(i, field)| {
                 let field = field.replace('\0', ",");
                 match field.split_once('=') {
-                    Some((k, v)) if i > 0 || is_key(k) => (k.to_owned(), v.to_owned()),
+                    Some((k, v)) if i > 0 || is_key(what, k) => (k.to_owned(), v.to_owned()),
                     _ if i == 0 => (first.to_owned(), field),
                     _ => (field, String::new()),
                 }
@@ -66,6 +66,8 @@ impl<'a> Fields<'a> {
 
 /// Whether the text before a `=` in the first field can be a key, so that a
 /// plain path with a `=` in it still works.
-fn is_key(text: &str) -> bool {
-    matches!(text, "path" | "readonly" | "serial" | "tap" | "mac" | "uds" | "cid")
+fn is_key(what: &str, text: &str) -> bool {
+    // Where no value has a `=`, all before it is a key, known or not.
+    matches!(what, "balloon" | "rng" | "port")
+        || matches!(text, "path" | "readonly" | "serial" | "tap" | "mac" | "uds" | "cid")
 }

@@ -160,7 +160,8 @@ impl Balloon {
     /// Sets the timer to when the next report is due: whenever there is a buffer
     /// for it. It never has to be read, as each time that it runs out is an edge.
     fn wind_timer(&mut self) -> Result<(), DeviceError> {
-        if let (Some(timer), Some(every), Some(_)) = (&mut self.timer, self.options.stats, self.held)
+        if let (Some(timer), Some(every), Some(_)) =
+            (&mut self.timer, self.options.stats, self.held)
         {
             let error = |e: vmm_sys_util::errno::Error| e.into();
             let wound: io::Result<()> = timer.reset(every, None).map_err(error);
@@ -353,6 +354,8 @@ impl VirtioDevice for Balloon {
                 return Err(DeviceError::MissingQueue(queue));
             }
         }
+        // Linux offers its buffer for statistics before the device is active.
+        queues.iter().flatten().for_each(Vq::call_again);
         let roles = roles(features).collect();
         let (chain, pfns) = Default::default();
         self.active = Some(Active { mem, queues, roles, features, interrupt, chain, pfns });

@@ -133,7 +133,7 @@ impl Carrier for PciBench {
         self.write(0x0c, value.into(), 4);
         self.write(0x16, queue.into(), 2);
         self.write(0x18, value.into(), 2);
-        [0x20, 0x28, 0x30].map(|address| self.write(address, value.into(), 4));
+        [0x20, 0x28, 0x30].iter().for_each(|address| self.write(*address, value.into(), 4));
         self.write(0x1c, (value & 1).into(), 2);
     }
 }

@@ -429,7 +429,9 @@ pub fn any_device<C: Carrier>(
                     driver.rings[queue].offer(&mem, head);
                 }
             }
-            10 => drop(mem.write_slice(&p.bytes::<16>(), GuestAddress(0x2_0000 + u64::from(p.u16())))),
+            10 => {
+                drop(mem.write_slice(&p.bytes::<16>(), GuestAddress(0x2_0000 + u64::from(p.u16()))))
+            }
             11 => driver.source(usize::from(p.u8() % 4)),
             12 => driver.carrier.set_config(u64::from(p.u8() % 32), &p.bytes::<4>()),
             13 if p.u8().is_multiple_of(4) => driver.carrier.save_and_restore(),

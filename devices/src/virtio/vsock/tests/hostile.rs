@@ -113,7 +113,7 @@ proptest! {
             act(&mut machine, &mut peers, step);
             machine.received();
             prop_assert!(!machine.bench.needs_reset());
-            prop_assert!(lock(&machine.device).connections.most_buffered() <= BUF_ALLOC as usize);
+            prop_assert!(lock(&machine.device).most_buffered() <= BUF_ALLOC as usize);
             let open = peers.iter().filter(|peer| !lock(peer).dropped).count();
             prop_assert_eq!(open, machine.connections());
         }
