@@ -20,11 +20,11 @@ impl<'a> Program<'a> {
         Self(data)
     }
 
-    fn done(&self) -> bool {
+    pub(super) fn done(&self) -> bool {
         self.0.is_empty()
     }
 
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+    pub(super) fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let (head, tail) = self.0.split_at(self.0.len().min(N));
         self.0 = tail;
         let mut bytes = [0; N];
@@ -32,15 +32,15 @@ impl<'a> Program<'a> {
         bytes
     }
 
-    fn u8(&mut self) -> u8 {
+    pub(super) fn u8(&mut self) -> u8 {
         u8::from_le_bytes(self.bytes())
     }
 
-    fn u16(&mut self) -> u16 {
+    pub(super) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.bytes())
     }
 
-    fn u32(&mut self) -> u32 {
+    pub(super) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.bytes())
     }
 
@@ -60,7 +60,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    fn len(&mut self) -> u32 {
+    pub(super) fn len(&mut self) -> u32 {
         match self.u8() % 8 {
             0 => 0,
             1 => 1,
@@ -82,7 +82,7 @@ impl<'a> Program<'a> {
 }
 
 /// Scribbles over the rings and over memory, as only a driver can.
-fn scribble(p: &mut Program<'_>, mem: &Ram, rings: &mut Rings) {
+pub(super) fn scribble(p: &mut Program<'_>, mem: &Ram, rings: &mut Rings) {
     match p.u8() % 8 {
         0..3 => {
             let (at, d) = (p.u16() % rings.size, p.descriptor(rings.size));

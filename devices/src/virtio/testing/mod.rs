@@ -7,6 +7,7 @@
 pub mod driver;
 pub mod hostile;
 pub mod pci;
+pub mod vsock;
 
 use super::mmio::*;
 use super::queue::Vq;
