@@ -198,7 +198,8 @@ pub fn vsock(data: &[u8]) {
             _ => driver.carrier.ring(usize::from(p.u8() % 4)),
         }
         driver.run();
-        let (most, count) = (lock(&device).most_buffered(), lock(&device).connections());
+        let most = lock(&device).most_buffered();
+        let count = lock(&device).connections();
         assert!(most <= BUF_ALLOC as usize && count <= MAX_CONNECTIONS);
         let open = lock(&host.0).peers.iter().filter(|peer| !lock(peer).dropped).count();
         assert_eq!(open, count, "every socket belongs to a connection");
