@@ -3,5 +3,6 @@
 
 pub mod console;
 pub mod disk;
+pub mod port;
 pub mod tap;
 pub mod vsock;

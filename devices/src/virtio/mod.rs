@@ -23,6 +23,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod pci;
