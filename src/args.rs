@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use vmm::config::{
-    Config, ConfigError, Disk, MetricsConfig, Net, Serial, Share, Size, Transport, Vsock,
+    Balloon, Config, ConfigError, Disk, MetricsConfig, Net, Rng, Serial, Share, Size, Transport,
+    Vsock,
 };
 
 /// The largest configuration file: far more than 16 devices need.
@@ -24,6 +25,9 @@ Examples:
       A distribution's kernel with its initrd; no console here.
   microvm --kernel vmlinux --rootfs debian.img --vsock uds=guest.vsock
       Programs of host and guest connect to each other, without a network.
+  microvm --kernel vmlinux --rootfs debian.img --memory 4G \
+          --balloon free-page-reporting=on,deflate-on-oom=on
+      What the guest's programs free goes back to the host.
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
@@ -172,6 +176,33 @@ pub struct Args {
     )]
     shares: Vec<Share>,
 
+    /// A balloon: memory that the guest gives back to the host
+    ///
+    /// SIZE is what it gives back at first. With deflate-on-oom=on it takes
+    /// that back rather than kill processes; with free-page-reporting=on
+    /// memory that it frees goes back to the host by itself; with
+    /// stats=SECONDS it tells how much it uses, which is reported at the end
+    /// with --log info.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "[size=SIZE][,deflate-on-oom=on|off][,stats=SECONDS][,...]",
+        help_heading = "The machine"
+    )]
+    balloon: Option<Balloon>,
+
+    /// Limit the guest's entropy device, which is always there
+    ///
+    /// At most SIZE bytes of the host's getrandom in a second, and BURST at
+    /// once after a rest [default: a tenth of SIZE].
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "rate=SIZE[:BURST]",
+        help_heading = "The machine"
+    )]
+    rng: Option<Rng>,
+
     /// What carries the virtio devices: mmio or pci [default: mmio]
     ///
     /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio.
@@ -308,6 +339,8 @@ impl Args {
         config.initrd = self.initrd.or(config.initrd);
         config.vsock = self.vsock.or(config.vsock);
         config.metrics = self.metrics.or(config.metrics);
+        config.balloon = self.balloon.or(config.balloon);
+        config.rng = self.rng.or(config.rng);
         // What can be there many times is added.
         config.disks.extend(self.disks);
         config.nets.extend(self.nets);

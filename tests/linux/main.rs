@@ -3,6 +3,7 @@
 //! Runs directly where KVM can run Linux; anywhere else the whole program runs
 //! again in the rig, with the same arguments.
 
+mod balloon;
 mod block;
 mod boot;
 mod console;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         vsock::tests(),
         metrics::tests(),
         share::tests(),
+        balloon::tests(),
         lifecycle::tests(),
         console::tests(),
         input::tests(),

@@ -21,7 +21,9 @@
 //! [`VirtioDevice::save`] and [`VirtioDevice::restore`] are called only while
 //! no vCPU runs and no event is being handled.
 
+pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod fs;
 pub mod mmio;
 pub mod net;
@@ -66,8 +68,12 @@ pub enum DeviceId {
     Net = 1,
     /// Block device, 5.2.
     Block = 2,
+    /// Console device, 5.3.
+    Console = 3,
     /// Entropy device, 5.4.
     Rng = 4,
+    /// Balloon, 5.5.
+    Balloon = 5,
     /// Socket device, 5.10.
     Vsock = 19,
     /// File system, 5.11.
@@ -80,7 +86,9 @@ impl DeviceId {
         match self {
             Self::Net => "net",
             Self::Block => "block",
+            Self::Console => "console",
             Self::Rng => "rng",
+            Self::Balloon => "balloon",
             Self::Vsock => "vsock",
             Self::Fs => "fs",
         }

@@ -1,4 +1,5 @@
-//! The entropy device (virtio 1.2, 5.4): random bytes of the host's kernel.
+//! The entropy device (virtio 1.2, 5.4): random bytes of the host's kernel, as
+//! many in a second as its limiter allows, if it has one.
 
 #[cfg(test)]
 #[path = "rng_test.rs"]
@@ -6,8 +7,10 @@ mod tests;
 
 use super::queue::{Chain, IoVecStore, QueueError, Vq};
 use super::{Activation, COMMON_FEATURES, DeviceError, DeviceId, Interrupt, Ram, VirtioDevice};
+use crate::rate::Limiter;
 use crate::state::{Saved, StateError};
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 const KIND: &str = "virtio-rng";
@@ -20,7 +23,16 @@ const MAX_BYTES_PER_EVENT: u64 = 64 << 10;
 /// The entropy device.
 #[derive(Default)]
 pub struct Rng {
+    limiter: Option<Limiter>,
+    counters: Counters,
     active: Option<Active>,
+}
+
+#[derive(Default)]
+struct Counters {
+    requests: u64,
+    bytes: u64,
+    throttled: u64,
 }
 
 struct Active {
@@ -36,6 +48,16 @@ impl Rng {
     /// An entropy device.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that gives no more than `limiter` allows.
+    pub fn limited(limiter: Limiter) -> Self {
+        Self { limiter: Some(limiter), ..Self::default() }
+    }
+
+    fn serve(&mut self) -> Result<(), DeviceError> {
+        let Self { limiter, counters, active } = self;
+        active.as_mut().map_or(Ok(()), |active| active.serve(limiter.as_mut(), counters))
     }
 }
 
@@ -75,7 +97,21 @@ impl VirtioDevice for Rng {
     }
 
     fn queue_event(&mut self, _queue: usize) -> Result<(), DeviceError> {
-        self.active.as_mut().map_or(Ok(()), Active::serve)
+        self.serve()
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        self.limiter.iter().map(Limiter::source).collect()
+    }
+
+    /// There may be something to give again.
+    fn source_event(&mut self, _source: usize) -> Result<(), DeviceError> {
+        self.serve()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Counters { requests, bytes, throttled } = self.counters;
+        vec![("requests", requests), ("bytes", bytes), ("throttled", throttled)]
     }
 
     fn save(&self) -> Result<Saved, StateError> {
@@ -88,21 +124,34 @@ impl VirtioDevice for Rng {
 }
 
 impl Active {
-    fn serve(&mut self) -> Result<(), DeviceError> {
+    fn serve(
+        &mut self,
+        mut limiter: Option<&mut Limiter>,
+        counters: &mut Counters,
+    ) -> Result<(), DeviceError> {
         let Some(Some(queue)) = self.queues.first_mut() else { return Ok(()) };
         let mem = &self.mem;
         let mut left = MAX_BYTES_PER_EVENT;
+        let mut throttled = false;
         queue.suppress_notifications(mem)?;
         for _ in 0..queue.size() {
-            if left == 0 || !queue.pop(mem, &mut self.chain)? {
+            throttled = limiter.as_mut().is_some_and(|limiter| !limiter.ready());
+            if throttled || left == 0 || !queue.pop(mem, &mut self.chain)? {
                 break;
             }
             let len = self.chain.writable_len().min(left);
             fill(mem, &self.chain, &mut self.iovecs, len)?;
             left -= len;
+            if let Some(limiter) = &mut limiter {
+                limiter.take(len);
+            }
+            counters.requests += 1;
+            counters.bytes += len;
             queue.push_used(mem, self.chain.head, len as u32)?;
         }
-        if queue.enable_notifications(mem)? {
+        counters.throttled += u64::from(throttled);
+        // One that is throttled hears of its timer, and needs no doorbell.
+        if !throttled && queue.enable_notifications(mem)? {
             queue.call_again();
         }
         if queue.needs_interrupt(mem)? {

@@ -1,13 +1,18 @@
 //! The entropy device.
 
 use super::*;
+use crate::rate::Rate;
 use crate::virtio::VIRTIO_RING_F_EVENT_IDX;
 use crate::virtio::mmio::STATUS;
+use crate::virtio::testing::driver::{Carrier, Driver};
+use crate::virtio::testing::pci::PciBench;
 use crate::virtio::testing::*;
 use event_manager::{EventManager, SubscriberOps};
+use proptest::prelude::{any, prop, proptest};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
 fn bench() -> Bench {
@@ -147,4 +152,60 @@ fn it_needs_its_queue() {
     bench.negotiate(0);
     bench.write(STATUS, 15);
     assert!(bench.needs_reset());
+}
+
+/// A driver that always wants more, for a second: what it gets is the rate.
+#[test]
+fn a_rate_holds_within_five_percent() {
+    let rate = Rate { per_second: 4 << 20, burst: 64 << 10 };
+    let device = Arc::new(Mutex::new(Rng::limited(Limiter::new(Some(rate), None).unwrap())));
+    let fd = device.lock().unwrap().sources()[0];
+    let mut bench = Bench::started(device.clone(), 0);
+    let mem = bench.mem.clone();
+    let (start, mut bytes, mut waits) = (Instant::now(), 0, 0);
+    for _ in 0..8 {
+        let head = bench.rings.chain(&mem, &[], &[(HIGH, 3000)]);
+        bench.rings.offer(&mem, head);
+    }
+    bench.kick();
+    while start.elapsed() < Duration::from_secs(1) {
+        for (_, len) in bench.rings.collect(&mem) {
+            bytes += u64::from(len);
+            let head = bench.rings.chain(&mem, &[], &[(HIGH, 3000)]);
+            bench.rings.offer(&mem, head);
+        }
+        assert!(bench.kick() < 100, "it spins while it is throttled");
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        if unsafe { libc::poll(&mut poll, 1, 1) } == 1 {
+            waits += 1;
+            bench.worker.source_event(0);
+            bench.run();
+        }
+    }
+    let allowed = rate.burst as f64 + rate.per_second as f64 * start.elapsed().as_secs_f64();
+    assert!((0.95..1.05).contains(&(bytes as f64 / allowed)), "{bytes} of {allowed}");
+    let counters = device.lock().unwrap().counters();
+    assert!(waits > 10 && counters.iter().any(|(name, n)| *name == "throttled" && *n > 10));
+    // A reset while it waits: the next driver is served.
+    bench.start(0);
+    bench.kick();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(bench.request(&[], &[(0x9000, 8)]), Some(8));
+}
+
+proptest! {
+    #[test]
+    fn no_driver_breaks_it(data in prop::collection::vec(any::<u8>(), 0..600)) {
+        let rate = Some(Rate { per_second: 1 << 30, burst: 1000 });
+        let device = || Arc::new(Mutex::new(Rng::limited(Limiter::new(rate, None).unwrap())));
+        hostile::any_device::<Bench>(&data, device(), still_works);
+        hostile::any_device::<PciBench>(&data, device(), still_works);
+    }
+}
+
+fn still_works<C: Carrier>(driver: &mut Driver<C>) {
+    // A debt of 64 KiB is paid in a moment.
+    std::thread::sleep(Duration::from_millis(1));
+    assert_eq!(driver.request(0, &[], &[(0x9000, 8)]), Some(8));
 }

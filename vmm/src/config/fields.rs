@@ -22,7 +22,7 @@ impl<'a> Fields<'a> {
             .map(|(i, field)| {
                 let field = field.replace('\0', ",");
                 match field.split_once('=') {
-                    Some((k, v)) if i > 0 || is_key(k) => (k.to_owned(), v.to_owned()),
+                    Some((k, v)) if i > 0 || is_key(what, k) => (k.to_owned(), v.to_owned()),
                     _ if i == 0 => (first.to_owned(), field),
                     _ => (field, String::new()),
                 }
@@ -100,8 +100,9 @@ impl<'a> Fields<'a> {
 
 /// Whether the text before a `=` in the first field can be a key, so that a
 /// plain path with a `=` in it still works.
-fn is_key(text: &str) -> bool {
+fn is_key(what: &str, text: &str) -> bool {
     const KEYS: &str = "path readonly serial format engine direct offset size queues rate ops \
                         tap mac uds cid file socket every tag";
-    KEYS.split(' ').any(|key| key == text)
+    // Where no value has a `=`, all before it is a key, known or not.
+    matches!(what, "balloon" | "rng" | "port") || KEYS.split(' ').any(|key| key == text)
 }

@@ -4,6 +4,7 @@
 //! and the rules for a single field stand beside the field; what can only be
 //! said with the host or the files at hand is checked when the machine is built.
 
+mod balloon;
 mod device;
 mod disk;
 mod fields;
@@ -13,6 +14,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 
+pub use balloon::{Balloon, Rng};
 pub use device::{Net, Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
@@ -32,7 +34,7 @@ pub const MIN_MEMORY: u64 = 32 << 20;
 pub const MAX_MEMORY: u64 = 1 << 40;
 /// The most vCPUs of a machine.
 pub const MAX_CPUS: u32 = 32;
-/// The most disks, network cards and vsock together: one interrupt line each.
+/// The most devices that may be asked for: one interrupt line each.
 pub const MAX_DEVICES: usize = 16;
 
 /// A machine, as its user asks for it.
@@ -69,6 +71,12 @@ pub struct Config {
     /// Directories of the host that the guest can mount.
     #[serde(default)]
     pub shares: Vec<Share>,
+    /// Memory that the guest gives back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
+    /// Limits of the entropy device, which is always there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng: Option<Rng>,
     /// How the guest reaches its virtio devices.
     #[serde(default)]
     pub transport: Transport,
@@ -106,6 +114,8 @@ impl Config {
             nets: Vec::new(),
             vsock: None,
             shares: Vec::new(),
+            balloon: None,
+            rng: None,
             transport: Transport::default(),
             serial: Serial::default(),
             metrics: None,
@@ -126,7 +136,8 @@ impl Config {
         let devices = self.all_disks().count()
             + self.nets.len()
             + self.vsock.iter().count()
-            + self.shares.len();
+            + self.shares.len()
+            + self.balloon.iter().count();
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
@@ -139,6 +150,8 @@ impl Config {
                 return Err(ConfigError::SameTag(share.tag.clone()));
             }
         }
+        self.balloon.iter().try_for_each(|balloon| balloon.validate(self.memory))?;
+        self.rng.iter().try_for_each(Rng::validate)?;
         if self.cmdline.bytes().any(|b| b == 0 || b == b'\n') {
             return Err(ConfigError::Cmdline);
         }
@@ -184,7 +197,7 @@ pub enum ConfigError {
     #[error("memory: {0}: must be {min} to {max}, in whole pages of 4 KiB", min = Size(MIN_MEMORY), max = Size(MAX_MEMORY))]
     Memory(Size),
     /// Too many devices.
-    #[error("{0} disks, network cards, shares and vsock: at most {MAX_DEVICES} fit")]
+    #[error("{0} virtio devices: at most {MAX_DEVICES} fit, beside the entropy device")]
     Devices(usize),
     /// A disk without a file.
     #[error("disk: an empty path: give path=FILE")]
@@ -228,6 +241,25 @@ pub enum ConfigError {
     /// Two shares that a guest can't tell apart.
     #[error("share {0:?}: there are two of that tag")]
     SameTag(String),
+    /// More than the guest has.
+    #[error("balloon: size {size}: must be at most the guest's memory, {memory}")]
+    BalloonSize {
+        /// What was asked for.
+        size: Size,
+        /// The guest's memory.
+        memory: Size,
+    },
+    /// Nobody waits that long.
+    #[error("balloon: stats {0}: must be 0 to 86400 seconds")]
+    BalloonStats(u32),
+    /// Nothing would ever come, or there is no limit.
+    #[error("rng: rate {rate}, burst {burst}: each must be 1 to 1T")]
+    RngRate {
+        /// Bytes in a second.
+        rate: Size,
+        /// Bytes at once.
+        burst: Size,
+    },
     /// The command line holds a character that would end it.
     #[error("cmdline: must be one line without NUL")]
     Cmdline,

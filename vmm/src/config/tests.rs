@@ -1,7 +1,7 @@
 //! What can be written, and what it means.
 
 use super::*;
-use proptest::prelude::*;
+use proptest::prelude::{any, prop_assert_eq, proptest};
 
 #[test]
 fn sizes_are_read_and_written() {
@@ -67,11 +67,48 @@ fn a_vsock_is_read_from_its_shorthand() {
 }
 
 #[test]
+fn a_balloon_is_read_from_its_shorthand() {
+    let all = "size=64M,deflate-on-oom=on,stats=5,free-page-reporting=on";
+    let wanted = Balloon {
+        size: Size(64 << 20),
+        deflate_on_oom: true,
+        stats: Some(5),
+        free_page_reporting: true,
+    };
+    assert_eq!(all.parse::<Balloon>(), Ok(wanted));
+    assert_eq!("0".parse::<Balloon>(), Ok(Balloon::default()));
+    let reporting: Balloon = "free-page-reporting=on".parse().unwrap();
+    assert!(reporting.free_page_reporting && reporting.size == Size(0));
+    for text in ["", "size=", "1X", "1M,stats=x", "1M,stats=86401", "1M,colour=red", "colour=red"] {
+        assert!(text.parse::<Balloon>().is_err(), "{text}");
+    }
+    let mut config = Config::new("/k");
+    config.balloon = Some("257M".parse().unwrap());
+    assert!(matches!(config.validate(), Err(ConfigError::BalloonSize { .. })));
+    config.balloon = Some("256M".parse().unwrap());
+    assert_eq!(config.validate(), Ok(()));
+}
+
+#[test]
+fn a_rate_of_entropy_is_read_from_its_shorthand() {
+    let rng: Rng = "source=getrandom,rate=64K:1M".parse().unwrap();
+    assert_eq!(rng, Rng { rate: Size(64 << 10), burst: Some(Size(1 << 20)) });
+    assert_eq!("rate=5".parse(), Ok(Rng { rate: Size(5), burst: None }));
+    for text in
+        ["", "rate=", "rate=0", "rate=1:0", "rate=1:", "rate=2T", "source=x,rate=1", "rate=1,b=2"]
+    {
+        assert!(text.parse::<Rng>().is_err(), "{text}");
+    }
+}
+
+#[test]
 fn a_file_says_no_more_and_no_less_than_the_command_line() {
     let mut config = Config::new("/k");
     config.rootfs = Some("/r,readonly=on".parse().unwrap());
     config.nets.push("tap=t0".parse().unwrap());
     config.vsock = Some("uds=/v,cid=7".parse().unwrap());
+    config.balloon = Some("1M,stats=0".parse().unwrap());
+    config.rng = Some("rate=1K:2K".parse().unwrap());
     config.serial = Serial::File("/log".into());
     let text = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
@@ -107,7 +144,7 @@ fn limits_are_checked() {
 proptest! {
     #[test]
     fn no_text_makes_the_shorthands_panic(text in ".{0,60}") {
-        let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Vsock>(), text.parse::<Size>(), text.parse::<Serial>());
+        let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Vsock>(), text.parse::<Size>(), text.parse::<Serial>(), text.parse::<Balloon>(), text.parse::<Rng>());
     }
 
     #[test]

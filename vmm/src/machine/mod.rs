@@ -9,6 +9,7 @@
 
 mod board;
 mod error;
+mod limits;
 mod slots;
 
 pub use error::Error;
@@ -27,7 +28,7 @@ use crate::vm::Vm;
 use boot::{Initrd, Kernel, Payload};
 use devices::backend::console::Loss;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use slots::Slot;
+use slots::Devices;
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,7 +44,7 @@ struct Inputs {
     kernel: Kernel,
     initrd: Option<Initrd>,
     cmdline: String,
-    slots: Vec<Slot>,
+    devices: Devices,
     metrics: Option<metrics::Target>,
 }
 
@@ -52,10 +53,10 @@ impl Inputs {
         config.validate()?;
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
-        let slots = slots::open(config)?;
-        let cmdline = board::cmdline(config, slots.len());
+        let devices = slots::open(config)?;
+        let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
-        let inputs = Self { kernel, initrd, cmdline, slots, metrics };
+        let inputs = Self { kernel, initrd, cmdline, devices, metrics };
         boot::load::check(&inputs.payload(config, 0))?;
         Ok(inputs)
     }
@@ -75,6 +76,7 @@ impl Inputs {
 /// Runs the machine that `config` describes to its end. `signals` is where the
 /// signals that end it are read ([`crate::console::signals::signal_fd`]).
 pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
+    limits::raise_descriptors();
     let mut inputs = Inputs::open(config)?;
     let kvm = host::open_kvm(host::KVM_DEVICE.as_ref())?;
     if !config.skip_probe {
@@ -89,7 +91,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let ending = Ending::new().map_err(Error::host("eventfd"))?;
     let mut board = board::Board::new(config, &vm, &ending)?;
-    let virtio = slots::connect(config, std::mem::take(&mut inputs.slots), &vm, &ram, &mut board)?;
+    let virtio = slots::connect(config, &inputs.devices.slots, &vm, &ram, &mut board)?;
     let rsdp = board.describe(&ram, config.cpus)?;
     let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
     vm.enter(&vcpus[0], entry)?;
@@ -127,6 +129,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     drop((events, reports));
     let loss = serial_output.finish(DRAIN);
     drop(terminal);
+    inputs.devices.report();
     let exit = ending.how().unwrap_or(Exit::Quit);
     Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
 }

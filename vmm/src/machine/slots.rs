@@ -12,9 +12,11 @@ use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
 use devices::backend::share::Share;
 use devices::backend::tap::Tap;
 use devices::backend::vsock::UnixSockets;
+use devices::bus::lock;
 use devices::irq::IrqLine;
 use devices::pci::root::{Root, SharedFunction};
-use devices::rate::Limiter;
+use devices::rate::{Limiter, Rate};
+use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
@@ -25,15 +27,40 @@ use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A device that waits for its transport.
 pub type Slot = SharedVirtio;
 
 type SharedBlock = Arc<Mutex<Block>>;
 
-/// Opens what is behind each device, in the order in which the guest numbers
-/// them: disks, network cards, vsock, shares, entropy.
-pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
+/// All of them, and those that someone has more to say to.
+#[derive(Default)]
+pub struct Devices {
+    /// In the order in which the guest numbers them.
+    pub slots: Vec<Slot>,
+    /// For whoever changes its target while the machine runs.
+    #[allow(dead_code)] // Nobody does yet.
+    pub balloon: Option<Arc<Mutex<Balloon>>>,
+}
+
+impl Devices {
+    /// Reports what each device has done.
+    pub fn report(&self) {
+        for slot in &self.slots {
+            let device = lock(slot);
+            let all = device.counters();
+            if !all.is_empty() {
+                let all: Vec<_> = all.iter().map(|(name, n)| format!("{name}={n}")).collect();
+                log::info!("virtio {:?}: {}", device.id(), all.join(" "));
+            }
+        }
+    }
+}
+
+/// Opens what is behind each device: disks, network cards, vsock, shares,
+/// balloon, entropy.
+pub fn open(config: &Config) -> Result<Devices, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
         slots.push(open_disk(config, disk)?);
@@ -48,8 +75,37 @@ pub fn open(config: &Config) -> Result<Vec<Slot>, Error> {
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;
         slots.push(Arc::new(Mutex::new(Fs::new(&share.tag, directory))));
     }
-    slots.push(Arc::new(Mutex::new(Rng::new())));
-    Ok(slots)
+    let balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
+    if let Some(balloon) = &balloon {
+        slots.push(balloon.clone());
+    }
+    slots.push(open_rng(config.rng.as_ref())?);
+    Ok(Devices { slots, balloon })
+}
+
+fn open_balloon(wanted: &config::Balloon, config: &Config) -> Result<Arc<Mutex<Balloon>>, Error> {
+    let options = balloon::Options {
+        target: wanted.size.0,
+        memory: config.memory.0,
+        deflate_on_oom: wanted.deflate_on_oom,
+        stats: wanted.stats.map(|seconds| Duration::from_secs(seconds.into())),
+        reporting: wanted.free_page_reporting,
+    };
+    let balloon = Balloon::new(options).map_err(Error::host("timerfd"))?;
+    Ok(Arc::new(Mutex::new(balloon)))
+}
+
+fn open_rng(wanted: Option<&config::Rng>) -> Result<Slot, Error> {
+    let rng = match wanted {
+        None => Rng::new(),
+        Some(config::Rng { rate, burst }) => {
+            let steady = Rate::steady(rate.0);
+            let rate = Rate { burst: burst.map_or(steady.burst, |burst| burst.0), ..steady };
+            let limiter = Limiter::new(Some(rate), None).map_err(Error::host("timerfd"))?;
+            Rng::limited(limiter)
+        }
+    };
+    Ok(Arc::new(Mutex::new(rng)))
 }
 
 fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
@@ -94,7 +150,7 @@ fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {
 /// Puts each device on the board; returns what serves them on the event loop.
 pub fn connect(
     config: &Config,
-    slots: Vec<Slot>,
+    slots: &[Slot],
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
@@ -106,13 +162,13 @@ pub fn connect(
 }
 
 fn connect_mmio(
-    slots: Vec<Slot>,
+    slots: &[Slot],
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
 ) -> Result<Vec<Worker>, Error> {
     let mut workers = Vec::with_capacity(slots.len());
-    for (number, device) in slots.into_iter().enumerate() {
+    for (number, device) in slots.iter().cloned().enumerate() {
         let slot = board::virtio_slot(number);
         let line = IrqLine::new().map_err(Error::host("eventfd"))?;
         vm.connect_irq(&line, slot.gsi)?;
@@ -128,7 +184,7 @@ fn connect_mmio(
 
 /// A function each, whose vectors have GSIs of their own behind the IOAPIC's.
 fn connect_pci(
-    slots: Vec<Slot>,
+    slots: &[Slot],
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
@@ -137,7 +193,7 @@ fn connect_pci(
     let mut first_gsi = layout::IOAPIC_PINS;
     let mut functions: Vec<SharedFunction> = Vec::with_capacity(slots.len());
     let mut workers = Vec::with_capacity(slots.len());
-    for (number, device) in slots.into_iter().enumerate() {
+    for (number, device) in slots.iter().cloned().enumerate() {
         let base = layout::PCI_WINDOW as u32 + number as u32 * BAR_SIZE;
         let routes = Box::new(FunctionMessages { machine: messages.clone(), first_gsi });
         let doorbells = Box::new(IoEvents(vm.fd.clone()));

@@ -13,6 +13,8 @@
 
 pub mod fuse;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use super::queue::{Chain, IoVecStore, Vq};
 use super::{Activation, COMMON_FEATURES, DeviceError, DeviceId, Interrupt, Ram, VirtioDevice};

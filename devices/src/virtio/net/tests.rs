@@ -557,3 +557,13 @@ proptest! {
         prop_assert_eq!(card.received().len(), 1);
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    #[test]
+    fn no_driver_breaks_the_card_over_either_transport(
+        program in proptest::collection::vec(any::<u8>(), 0..500),
+    ) {
+        crate::virtio::testing::hostile::net(&program);
+    }
+}

@@ -2,6 +2,7 @@
 //! against a device and panics when the device breaks a promise: property tests
 //! and fuzzers feed them the same way.
 
+use super::driver::{Carrier, Driver};
 use super::pci::PciBench;
 use super::*;
 use crate::pci::root::Function;
@@ -19,11 +20,11 @@ impl<'a> Program<'a> {
         Self(data)
     }
 
-    fn done(&self) -> bool {
+    pub(super) fn done(&self) -> bool {
         self.0.is_empty()
     }
 
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+    pub(super) fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let (head, tail) = self.0.split_at(self.0.len().min(N));
         self.0 = tail;
         let mut bytes = [0; N];
@@ -31,15 +32,15 @@ impl<'a> Program<'a> {
         bytes
     }
 
-    fn u8(&mut self) -> u8 {
+    pub(super) fn u8(&mut self) -> u8 {
         u8::from_le_bytes(self.bytes())
     }
 
-    fn u16(&mut self) -> u16 {
+    pub(super) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.bytes())
     }
 
-    fn u32(&mut self) -> u32 {
+    pub(super) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.bytes())
     }
 
@@ -59,7 +60,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    fn len(&mut self) -> u32 {
+    pub(super) fn len(&mut self) -> u32 {
         match self.u8() % 8 {
             0 => 0,
             1 => 1,
@@ -81,7 +82,7 @@ impl<'a> Program<'a> {
 }
 
 /// Scribbles over the rings and over memory, as only a driver can.
-fn scribble(p: &mut Program<'_>, mem: &Ram, rings: &mut Rings) {
+pub(super) fn scribble(p: &mut Program<'_>, mem: &Ram, rings: &mut Rings) {
     match p.u8() % 8 {
         0..3 => {
             let (at, d) = (p.u16() % rings.size, p.descriptor(rings.size));
@@ -399,4 +400,185 @@ pub fn pci(data: &[u8]) {
     disk.errno.store(0, Ordering::SeqCst);
     let used = bench.request(&[(header, 16)], &[(0x9000, 512), (0xa000, 1)]);
     assert_eq!(used, Some(513));
+}
+
+/// Any device with any number of queues, over any transport: its driver has
+/// good rings and bad intentions. In the end it is reset, and `still_works`.
+pub fn any_device<C: Carrier>(
+    data: &[u8],
+    device: SharedVirtio,
+    still_works: impl FnOnce(&mut Driver<C>),
+) {
+    let p = &mut Program::new(data);
+    let mut driver = Driver::<C>::new(device);
+    let (mem, queues) = (driver.mem.clone(), driver.rings.len());
+    while !p.done() {
+        let queue = usize::from(p.u8()) % queues;
+        match p.u8() % 16 {
+            0..7 => scribble(p, &mem, &mut driver.rings[queue]),
+            7..10 => {
+                // A request of sizes that may be right.
+                let pieces = |p: &mut Program<'_>| {
+                    let count = p.u8() % 3;
+                    let addr = |p: &mut Program<'_>| 0x2_0000 + u64::from(p.u16());
+                    (0..count).map(|_| (addr(p), u32::from(p.u16() % 0x1100))).collect::<Vec<_>>()
+                };
+                let (readable, writable) = (pieces(p), pieces(p));
+                if readable.len() + writable.len() > 0 {
+                    let head = driver.rings[queue].chain(&mem, &readable, &writable);
+                    driver.rings[queue].offer(&mem, head);
+                }
+            }
+            10 => {
+                drop(mem.write_slice(&p.bytes::<16>(), GuestAddress(0x2_0000 + u64::from(p.u16()))))
+            }
+            11 => driver.source(usize::from(p.u8() % 4)),
+            12 => driver.carrier.set_config(u64::from(p.u8() % 32), &p.bytes::<4>()),
+            13 if p.u8().is_multiple_of(4) => driver.carrier.save_and_restore(),
+            13 => drop(driver.carrier.config(p.u8().into())),
+            14 if driver.broken() => driver.start(),
+            14 if p.u8().is_multiple_of(2) => driver.carrier.meddle(queue as u16, p.u32()),
+            14 => driver.carrier.worker().queue_event(p.u8().into()),
+            _ => driver.carrier.ring(queue),
+        }
+        driver.run();
+    }
+    driver.start();
+    assert!(!driver.broken(), "a reset mends everything");
+    still_works(&mut driver);
+}
+
+/// A shared directory whose guest sends whatever it likes: headers that may be
+/// right, names that may exist.
+pub fn fs<C: Carrier>(data: &[u8], directory: &std::path::Path) {
+    use crate::backend::share::Share;
+    use crate::virtio::fs::{Fs, fuse};
+    use zerocopy::IntoBytes;
+    let share = Share::open("tag", directory, false).expect("a directory");
+    let device: SharedVirtio = Arc::new(Mutex::new(Fs::new("tag", share)));
+    let p = &mut Program::new(data);
+    let mut driver = Driver::<C>::new(device.clone());
+    let mem = driver.mem.clone();
+    let (request, answer) = (0x2_0000, 0x3_0000);
+    while !p.done() {
+        // Not what takes up the host's disk.
+        let opcode = Some(u32::from(p.u8() % 56)).filter(|o| *o != fuse::op::FALLOCATE);
+        let opcode = opcode.unwrap_or(fuse::op::LOOKUP);
+        let nodeid = u64::from(p.u8() % 6);
+        let header = fuse::InHeader { opcode, nodeid, ..Default::default() };
+        let mut bytes = header.as_bytes().to_vec();
+        // Numbers of nodes and handles are small, and so are offsets.
+        for _ in 0..p.u8() % 14 {
+            let number = if p.u8().is_multiple_of(4) { p.u32() } else { u32::from(p.u8() % 8) };
+            bytes.extend(number.to_le_bytes());
+        }
+        let names: [&[u8]; 8] =
+            [b"a\0", b"b\0", b"..\0", b"c/d\0", b"user.x\0", b"\0", b"a", b"link\0"];
+        for _ in 0..p.u8() % 3 {
+            bytes.extend(names[usize::from(p.u8() % 8)]);
+        }
+        mem.write_slice(&bytes, GuestAddress(request)).expect("in RAM");
+        let room = [0x2000, 16, 15, 0x1_0000, 200][usize::from(p.u8() % 5)];
+        let chain = [(request, bytes.len() as u32)];
+        let queue = usize::from(p.u8().is_multiple_of(8)) ^ 1;
+        let head = driver.rings[queue].chain(&mem, &chain, &[(answer, room)]);
+        driver.rings[queue].offer(&mem, head);
+        driver.carrier.ring(queue);
+        driver.run();
+        if driver.broken() {
+            driver.start();
+        }
+    }
+    any_device::<C>(data, device, |driver| {
+        let init = fuse::InHeader { opcode: fuse::op::INIT, ..Default::default() };
+        let asked = fuse::InitIn { major: 7, minor: 38, ..Default::default() };
+        let bytes = [init.as_bytes(), asked.as_bytes()].concat();
+        mem_write(driver, request, &bytes);
+        let head =
+            driver.rings[1].chain(&driver.mem, &[(request, bytes.len() as u32)], &[(answer, 80)]);
+        driver.rings[1].offer(&driver.mem, head);
+        driver.carrier.ring(1);
+        driver.run();
+        assert_eq!(driver.rings[1].collect(&driver.mem), [(head.into(), 80)]);
+    });
+}
+
+fn mem_write<C: Carrier>(driver: &Driver<C>, at: u64, bytes: &[u8]) {
+    driver.mem.write_slice(bytes, GuestAddress(at)).expect("in RAM");
+}
+
+/// A network whose frames all come back, twice the long ones.
+#[derive(Default)]
+struct Mirror(std::collections::VecDeque<Vec<u8>>);
+
+impl crate::virtio::net::NetBackend for Mirror {
+    fn features(&self) -> u64 {
+        use crate::virtio::net::features::*;
+        CSUM | GUEST_CSUM | HOST_TSO4 | HOST_TSO6 | GUEST_TSO4 | GUEST_TSO6
+    }
+    fn set_features(&mut self, _negotiated: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn send(&mut self, frame: &mut crate::virtio::queue::IoVecs<'_>) -> std::io::Result<()> {
+        let len = frame.len() as usize;
+        assert!((12..=12 + 18 + 65536).contains(&len), "a frame of {len} bytes");
+        assert!(frame.as_slice().len() <= libc::UIO_MAXIOV as usize);
+        let mut bytes = vec![0; len];
+        assert_eq!(frame.copy_out(&mut bytes), len);
+        if self.0.len() < 64 {
+            if len > 1000 {
+                self.0.push_back(bytes.clone());
+            }
+            self.0.push_back(bytes);
+        }
+        Ok(())
+    }
+    fn receive(
+        &mut self,
+        frame: &mut crate::virtio::queue::IoVecs<'_>,
+        rest: &mut [u8],
+    ) -> std::io::Result<Option<usize>> {
+        let Some(bytes) = self.0.pop_front() else { return Ok(None) };
+        let first = frame.copy_in(&bytes);
+        let left = bytes.get(first..).unwrap_or_default();
+        let more = left.len().min(rest.len());
+        rest[..more].copy_from_slice(&left[..more]);
+        Ok(Some(first + more))
+    }
+    fn source(&self) -> Option<std::os::fd::RawFd> {
+        None
+    }
+}
+
+/// A network card on a network that mirrors, over both transports.
+pub fn net(data: &[u8]) {
+    use crate::virtio::net::Net;
+    let card = || -> SharedVirtio {
+        let mac = [2, 0, 0, 0, 0, 1];
+        Arc::new(Mutex::new(Net::new(mac, Some(1500), Box::new(Mirror::default()))))
+    };
+    any_device::<Bench>(data, card(), net_still_works);
+    any_device::<PciBench>(data, card(), net_still_works);
+}
+
+/// A frame goes out and comes back.
+fn net_still_works<C: Carrier>(driver: &mut Driver<C>) {
+    let mem = driver.mem.clone();
+    let (out, back) = (0x2_0000, 0x3_0000);
+    let frame: Vec<u8> = (0..100).collect();
+    mem.write_slice(&[0; 12], GuestAddress(out)).expect("in RAM");
+    mem.write_slice(&frame, GuestAddress(out + 12)).expect("in RAM");
+    // What was on its way before comes first.
+    for i in 0..14 {
+        let head = driver.rings[0].chain(&mem, &[], &[(back + i * 0x1000, 0x1000)]);
+        driver.rings[0].offer(&mem, head);
+    }
+    driver.carrier.ring(0);
+    driver.run();
+    let head = driver.rings[1].chain(&mem, &[(out, 112)], &[]);
+    driver.rings[1].offer(&mem, head);
+    driver.carrier.ring(1);
+    driver.run();
+    assert_eq!(driver.rings[1].collect(&mem), [(head.into(), 0)]);
+    assert!(!driver.broken());
 }

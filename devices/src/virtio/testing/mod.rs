@@ -4,8 +4,10 @@
 //! [`Rings`] is the driver's half of a queue, [`Bench`] a device behind its
 //! transport with a worker that is run by hand, [`hostile`] the driver from hell.
 
+pub mod driver;
 pub mod hostile;
 pub mod pci;
+pub mod vsock;
 
 use super::mmio::*;
 use super::queue::Vq;
@@ -287,7 +289,12 @@ impl Bench {
     /// Sets queue 0 up.
     pub fn set_up_queue(&mut self) {
         let rings = self.rings.clone();
-        self.write(QUEUE_SEL, 0);
+        self.set_up(0, &rings);
+    }
+
+    /// Sets any queue up.
+    pub fn set_up(&mut self, index: u32, rings: &Rings) {
+        self.write(QUEUE_SEL, index);
         self.write(QUEUE_NUM, rings.size.into());
         self.write_address(QUEUE_DESC_LOW, rings.desc);
         self.write_address(QUEUE_DRIVER_LOW, rings.avail);

@@ -71,6 +71,8 @@ pub(super) struct Connection {
     /// Whether it is in the list of those that may have something to send.
     pub listed: bool,
     stream: Box<dyn HostStream>,
+    /// Bytes that the host took and that nobody has counted yet.
+    written: u64,
     greeting: Vec<u8>,
     /// Edges that came and were not used up.
     readable: bool,
@@ -111,6 +113,7 @@ impl Connection {
             state: State::Greeting,
             listed: false,
             stream,
+            written: 0,
             greeting: Vec::new(),
             readable: true,
             writable: true,
@@ -236,6 +239,7 @@ impl Connection {
             match self.stream.write(payload) {
                 Ok(0) => self.writable = false,
                 Ok(n) => {
+                    self.written += n as u64;
                     payload.advance(n as u64);
                     self.forwarded(n.min(len as usize) as u32);
                 }
@@ -287,6 +291,7 @@ impl Connection {
                 Ok(0) => self.writable = false,
                 Ok(n) => {
                     let n = n.min(self.buffer.len());
+                    self.written += n as u64;
                     self.buffer.drain(..n);
                     self.forwarded(n as u32);
                 }
@@ -411,8 +416,13 @@ impl Connection {
         }
     }
 
+    /// Bytes that the host took since the last call.
+    pub fn take_written(&mut self) -> u64 {
+        std::mem::take(&mut self.written)
+    }
+
     /// Bytes of the guest that wait for the host.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub fn buffered(&self) -> usize {
         self.buffer.len()
     }

@@ -24,7 +24,40 @@ const SHARE: usize = 256;
 /// for those that the guest connects to.
 const FIRST_PORT: u32 = 1 << 30;
 
+/// What has happened, since the machine started.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counters {
+    /// Connections that were asked for and begun, by guest and host.
+    pub guest_connections: u64,
+    pub host_connections: u64,
+    /// Those that the host did not want, and those that the guest did not want.
+    pub refused_by_host: u64,
+    pub refused_by_guest: u64,
+    /// Resets sent to the guest, refusals among them, and resets that it sent.
+    pub resets_sent: u64,
+    pub resets_received: u64,
+    /// Bytes that the host's sockets took, and that the guest was given.
+    pub bytes_to_host: u64,
+    pub bytes_to_guest: u64,
+}
+
+impl Counters {
+    pub fn all(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("guest_connections", self.guest_connections),
+            ("host_connections", self.host_connections),
+            ("refused_by_host", self.refused_by_host),
+            ("refused_by_guest", self.refused_by_guest),
+            ("resets_sent", self.resets_sent),
+            ("resets_received", self.resets_received),
+            ("bytes_to_host", self.bytes_to_host),
+            ("bytes_to_guest", self.bytes_to_guest),
+        ]
+    }
+}
+
 pub(super) struct Connections {
+    pub counters: Counters,
     backend: Box<dyn VsockBackend>,
     all: HashMap<u64, Connection>,
     /// Those that the guest knows.
@@ -45,6 +78,7 @@ pub(super) struct Connections {
 impl Connections {
     pub fn new(backend: Box<dyn VsockBackend>) -> Self {
         Self {
+            counters: Counters::default(),
             backend,
             all: HashMap::new(),
             keys: HashMap::new(),
@@ -151,6 +185,7 @@ impl Connections {
             State::Requested if abandoned => self.end(token, Fate::Reset),
             _ => {
                 let fate = connection.flush(&mut self.store);
+                self.counters.bytes_to_host += connection.take_written();
                 self.end(token, fate);
                 self.enlist(token);
             }
@@ -168,6 +203,7 @@ impl Connections {
         let key =
             Key { host_port: free_port(&self.keys, &mut self.next_port, guest_port), guest_port };
         connection.request(key);
+        self.counters.host_connections += 1;
         self.keys.insert(key, token);
         self.enlist(token);
     }
@@ -191,7 +227,8 @@ impl Connections {
         if fate == Fate::Stays {
             return;
         }
-        let Some(connection) = self.all.remove(&token) else { return };
+        let Some(mut connection) = self.all.remove(&token) else { return };
+        self.counters.bytes_to_host += connection.take_written();
         // One that is draining has lost its key, which may be another's by now.
         if connection.state != State::Greeting && self.keys.get(&connection.key) == Some(&token) {
             self.keys.remove(&connection.key);
@@ -217,6 +254,7 @@ impl Connections {
 
     fn push_reset(&mut self, header: Header) {
         if self.resets.len() < MAX_RESETS {
+            self.counters.resets_sent += 1;
             self.resets.push_back(header);
         }
     }
@@ -224,6 +262,7 @@ impl Connections {
     /// A packet of the guest, which has the context ID `cid`.
     pub fn take(&mut self, cid: u64, header: &Header, payload: &mut IoVecs<'_>) {
         let whole = payload.len() == u64::from(header.len);
+        self.counters.resets_received += u64::from(header.op == op::RST);
         let ours = header.dst_cid == VMADDR_CID_HOST && header.src_cid == cid;
         let key = Key { host_port: header.dst_port, guest_port: header.src_port };
         let token = self.keys.get(&key).copied().filter(|_| ours && header.kind == TYPE_STREAM);
@@ -241,6 +280,8 @@ impl Connections {
 
     fn deliver(&mut self, token: u64, header: &Header, payload: &mut IoVecs<'_>) {
         let Some(connection) = self.all.get_mut(&token) else { return };
+        let refused = connection.state == State::Requested && header.op == op::RST;
+        self.counters.refused_by_guest += u64::from(refused);
         let fate = connection.packet(header, payload);
         if fate != Fate::Stays {
             return self.end(token, fate);
@@ -252,6 +293,7 @@ impl Connections {
         }
         if let Some(connection) = self.all.get_mut(&token) {
             let fate = connection.flush(&mut self.store);
+            self.counters.bytes_to_host += connection.take_written();
             self.end(token, fate);
             self.enlist(token);
         }
@@ -265,8 +307,10 @@ impl Connections {
             false => None,
         };
         let Some(stream) = stream else {
+            self.counters.refused_by_host += 1;
             return self.push_reset(request.reset());
         };
+        self.counters.guest_connections += 1;
         self.all.insert(token, Connection::accepted(stream, key, request));
         self.keys.insert(key, token);
         self.enlist(token);
@@ -291,6 +335,7 @@ impl Connections {
             let header = connection.next(&mut room.payload(connection.credit())?);
             self.enlist(token);
             if let Some(header) = header {
+                self.counters.bytes_to_guest += u64::from(header.len);
                 return Ok(Some(Header { src_cid: VMADDR_CID_HOST, ..header }));
             }
         }
@@ -298,7 +343,7 @@ impl Connections {
     }
 
     /// Bytes of the guest that wait for the host, the most of any connection.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub fn most_buffered(&self) -> usize {
         self.all.values().map(Connection::buffered).max().unwrap_or(0)
     }

@@ -123,6 +123,12 @@ impl Vsock {
         Self { cid, connections, transport_reset: false, active: None }
     }
 
+    /// Bytes of the guest that wait for the host, the most of any connection.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn most_buffered(&self) -> usize {
+        self.connections.most_buffered()
+    }
+
     /// Connections at this moment.
     pub fn connections(&self) -> usize {
         self.connections.len()
@@ -318,6 +324,12 @@ impl VirtioDevice for Vsock {
 
     fn source_event(&mut self, _source: usize) -> Result<(), DeviceError> {
         self.serve()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut all = vec![("connections", self.connections.len() as u64)];
+        all.extend(self.connections.counters.all());
+        all
     }
 
     /// Connections are not part of the state: their other ends are sockets of
