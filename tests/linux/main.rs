@@ -8,12 +8,14 @@ mod boot;
 mod console;
 mod disk;
 mod guest;
+mod hvc;
 mod input;
 mod kit;
 mod lifecycle;
 mod machine;
 mod net;
 mod pci;
+mod streams;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -51,9 +53,11 @@ fn main() -> ExitCode {
         net::tests(),
         pci::tests(),
         vsock::tests(),
+        streams::tests(),
         balloon::tests(),
         lifecycle::tests(),
         console::tests(),
+        hvc::tests(),
         input::tests(),
     ];
     let (part, parts) = rig::part();

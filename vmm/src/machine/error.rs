@@ -35,6 +35,9 @@ pub enum Error {
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),
+    /// The host's side of a console's port.
+    #[error(transparent)]
+    Port(#[from] devices::backend::port::PortError),
     /// The file that the serial console goes to.
     #[error("serial {path}: {source}")]
     Serial {

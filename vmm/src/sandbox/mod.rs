@@ -74,7 +74,8 @@ const EVENT_LOOP: &[i64] = &[
     libc::SYS_timerfd_settime,
 ];
 
-/// Beside those, on the event loop of a machine with a vsock: connections of
+/// Beside those, on the event loop of a machine with a vsock or
+/// a console's socket: connections of
 /// Unix sockets, and the end of the listening one, which may be another's file
 /// by then. Making sockets has a rule of its own.
 const VSOCK: &[i64] = &[
