@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use vmm::config::{
-    Balloon, Config, ConfigError, Disk, MetricsConfig, Net, Rng, Serial, Share, Size, Transport,
-    Vsock,
+    Balloon, Config, ConfigError, Console, Disk, MetricsConfig, Net, Port, Rng, Serial, Share,
+    Size, Transport, Vsock,
 };
 
 /// The largest configuration file: far more than 16 devices need.
@@ -32,10 +32,15 @@ Examples:
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
 
+  microvm --kernel vmlinux --rootfs debian.img --console stdio \
+          --port name=agent,socket=/tmp/agent
+      A console that follows the terminal's size, and a port for an agent.
+
 Configuration files:
   FILE is JSON with the fields that --print-config shows; all but \"kernel\" may
   be left out. An option of the command line takes the place of the file's
-  field; --disk and --net add to the file's. Paths are relative to the
+  field; --disk, --net and --port add to the
+  file's. Paths are relative to the
   directory that microvm is started in.
 
 Console keys (when standard input is a terminal):
@@ -228,6 +233,28 @@ pub struct Args {
     )]
     metrics: Option<MetricsConfig>,
 
+    /// Virtio console: stdio, pty, socket=PATH, file=PATH or off [default: off]
+    ///
+    /// The guest's hvc0, which becomes its console unless --cmdline names
+    /// another. Faster than the serial port, which is off with stdio; it
+    /// follows the size of the terminal. pty tells the name of a new
+    /// pseudo-terminal; a socket is made at PATH, for one client at a time.
+    #[arg(verbatim_doc_comment, long, value_name = "WHERE", help_heading = "The machine")]
+    console: Option<Console>,
+
+    /// A named port of the virtio console; may be given more than once
+    ///
+    /// A stream between the guest's /dev/vportNpM, whose name is in
+    /// /sys/class/virtio-ports, and a Unix socket made at PATH, for one client
+    /// at a time; or into a file.
+    #[arg(
+        verbatim_doc_comment,
+        long = "port",
+        value_name = "name=NAME,socket=PATH|file=PATH",
+        help_heading = "The machine"
+    )]
+    ports: Vec<Port>,
+
     /// Start even where a probe says that this KVM can't run Linux
     ///
     /// For small guests of one's own; Linux would hang or crash there.
@@ -332,7 +359,6 @@ impl Args {
         set(&mut config.cmdline, self.cmdline);
         set(&mut config.cpus, self.cpus);
         set(&mut config.memory, self.memory);
-        set(&mut config.serial, self.serial);
         set(&mut config.transport, self.transport);
         config.skip_probe |= self.skip_probe;
         config.rootfs = self.rootfs.or(config.rootfs);
@@ -341,10 +367,13 @@ impl Args {
         config.metrics = self.metrics.or(config.metrics);
         config.balloon = self.balloon.or(config.balloon);
         config.rng = self.rng.or(config.rng);
+        config.console = self.console.or(config.console);
+        config.serial = self.serial.or(config.serial);
         // What can be there many times is added.
         config.disks.extend(self.disks);
         config.nets.extend(self.nets);
         config.shares.extend(self.shares);
+        config.ports.extend(self.ports);
         if config.kernel.as_os_str().is_empty() {
             return Err(ArgsError::NoKernel);
         }
@@ -466,7 +495,7 @@ mod tests {
         wanted.disks = vec!["a".parse().unwrap(), "b,serial=S".parse().unwrap()];
         wanted.nets = vec!["tap=t0".parse().unwrap()];
         wanted.vsock = Some("uds=v,cid=5".parse().unwrap());
-        wanted.serial = Serial::Off;
+        wanted.serial = Some(Serial::Off);
         assert_eq!(made, wanted);
     }
 

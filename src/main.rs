@@ -10,7 +10,7 @@ use clap::Parser;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
-use vmm::config::{Config, Serial};
+use vmm::config::Config;
 use vmm::console::{signals, terminal};
 use vmm::exit::{Exit, status};
 use vmm::{host, machine};
@@ -85,8 +85,9 @@ fn run(args: Args) -> Result<u8, Error> {
 fn run_machine(config: &Config) -> Result<Exit, Error> {
     // Before the first thread: threads take over which signals are blocked.
     let signals = signals::signal_fd().map_err(Error::Signals)?;
-    if config.serial == Serial::Stdio && terminal::is_terminal(libc::STDIN_FILENO) {
+    if config.uses_stdio() && terminal::is_terminal(libc::STDIN_FILENO) {
         signals::block_job_control().map_err(Error::Signals)?;
+        signals::block_resize().map_err(Error::Signals)?;
     }
     Ok(machine::run(config, signals)?)
 }

@@ -8,6 +8,8 @@ pub struct Completion {
     pub root: Option<bool>,
     /// There is a serial console.
     pub serial: bool,
+    /// There is a virtio console, which is then the guest's.
+    pub hvc: bool,
     /// There is a PCI bus.
     pub pci: bool,
 }
@@ -33,7 +35,9 @@ pub fn complete(user: &str, completion: Completion) -> String {
             words.push(if readonly { "ro" } else { "rw" }.to_owned());
         }
     }
-    if completion.serial && !has(user, "console=") {
+    if completion.hvc && !has(user, "console=") {
+        words.push("console=hvc0".to_owned());
+    } else if completion.serial && !has(user, "console=") {
         words.push("console=ttyS0".to_owned());
     }
     if !has(user, "reboot=") {
@@ -86,7 +90,7 @@ fn kernel_words(user: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const ALL: Completion = Completion { root: Some(false), serial: true, pci: false };
+    const ALL: Completion = Completion { root: Some(false), serial: true, hvc: false, pci: false };
 
     #[test]
     fn an_empty_line_is_completed() {
@@ -99,6 +103,11 @@ mod tests {
             "root=/dev/vda ro reboot=panic_warm,k panic=-1 pci=off"
         );
         assert_eq!(complete("", Completion::default()), "reboot=panic_warm,k panic=-1 pci=off");
+        let hvc = Completion { hvc: true, ..ALL };
+        assert_eq!(
+            complete("", hvc),
+            "root=/dev/vda rw console=hvc0 reboot=panic_warm,k panic=-1 pci=off"
+        );
         let pci = Completion { pci: true, ..Completion::default() };
         assert_eq!(complete("", pci), "reboot=panic_warm,k panic=-1");
     }

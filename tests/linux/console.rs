@@ -21,8 +21,9 @@ pub fn tests() -> Vec<Trial> {
 }
 
 /// The monitor on a pseudo-terminal of its own.
-struct Session {
-    master: File,
+pub struct Session {
+    /// The user's end of it.
+    pub master: File,
     screen: Reader,
     child: Child,
     deadline: Instant,
@@ -43,7 +44,8 @@ fn modes(fd: &impl AsRawFd) -> Result<libc::termios, String> {
 }
 
 impl Session {
-    fn start(guest: Guest) -> Result<Self, String> {
+    /// Starts it.
+    pub fn start(guest: Guest) -> Result<Self, String> {
         let (mut master, mut slave) = (-1, -1);
         let null = std::ptr::null_mut();
         // SAFETY: openpty writes two descriptors; the other pointers may be null.
@@ -77,16 +79,18 @@ impl Session {
         })
     }
 
-    fn expect(&mut self, text: &str) -> Result<(), String> {
+    /// Waits until `text` is on the screen.
+    pub fn expect(&mut self, text: &str) -> Result<(), String> {
         self.screen.expect(text, self.deadline)
     }
 
-    fn send(&mut self, keys: &str) -> Result<(), String> {
+    /// Types.
+    pub fn send(&mut self, keys: &str) -> Result<(), String> {
         self.master.write_all(keys.as_bytes()).map_err(|e| e.to_string())
     }
 
     /// The monitor's status; the terminal must be as it was.
-    fn end(mut self) -> Result<i32, String> {
+    pub fn end(mut self) -> Result<i32, String> {
         let status = wait_until(&mut self.child, self.deadline);
         let status =
             status.ok_or_else(|| format!("it did not end; screen:\n{}", self.screen.text()))?;
@@ -105,7 +109,8 @@ impl Drop for Session {
     }
 }
 
-fn expect_status(got: i32, wanted: i32) -> Result<Completion, libtest_mimic::Failed> {
+/// Fails unless the monitor ended as it should.
+pub fn expect_status(got: i32, wanted: i32) -> Result<Completion, libtest_mimic::Failed> {
     if got == wanted {
         Ok(Completion::Completed)
     } else {

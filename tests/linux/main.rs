@@ -9,6 +9,7 @@ mod boot;
 mod console;
 mod disk;
 mod guest;
+mod hvc;
 mod input;
 mod kit;
 mod lifecycle;
@@ -17,6 +18,7 @@ mod metrics;
 mod net;
 mod pci;
 mod share;
+mod streams;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -57,9 +59,11 @@ fn main() -> ExitCode {
         vsock::tests(),
         metrics::tests(),
         share::tests(),
+        streams::tests(),
         balloon::tests(),
         lifecycle::tests(),
         console::tests(),
+        hvc::tests(),
         input::tests(),
     ];
     let (part, parts) = rig::part();

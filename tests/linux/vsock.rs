@@ -50,7 +50,7 @@ fn program() -> Vec<u8> {
 }
 
 /// A guest with a vsock at `dir`/v, whose script finds the program as `vsock`.
-fn guest(dir: &Path, script: &str) -> Guest {
+pub fn guest(dir: &Path, script: &str) -> Guest {
     let script = format!(
         "mkdir /tmp/bin; cat /dev/vdc >/tmp/bin/vsock; chmod 755 /tmp/bin/vsock\n\
          PATH=$PATH:/tmp/bin\n{script}"
@@ -64,7 +64,8 @@ fn guest(dir: &Path, script: &str) -> Guest {
     guest.arg("--disk").arg(disk).arg("--vsock").arg(format!("uds={}", dir.join("v").display()))
 }
 
-fn pattern(len: u32) -> Vec<u8> {
+/// Bytes that look like none before.
+pub fn pattern(len: u32) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
@@ -112,7 +113,7 @@ fn guest_connects() -> Verdict {
 }
 
 /// Connects to `port` of the guest, once it listens.
-fn connect(dir: &Path, port: u32, started: &Started) -> Result<UnixStream, String> {
+pub fn connect(dir: &Path, port: u32, started: &Started) -> Result<UnixStream, String> {
     while Instant::now() < started.deadline {
         let mut stream = UnixStream::connect(dir.join("v")).map_err(|e| e.to_string())?;
         stream.set_read_timeout(LIMIT).map_err(|e| e.to_string())?;

@@ -5,6 +5,7 @@
 //! said with the host or the files at hand is checked when the machine is built.
 
 mod balloon;
+mod console;
 mod device;
 mod disk;
 mod fields;
@@ -15,6 +16,7 @@ mod size;
 mod tests;
 
 pub use balloon::{Balloon, Rng};
+pub use console::{Console, Port, PortTo};
 pub use device::{Net, Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
@@ -77,12 +79,18 @@ pub struct Config {
     /// Limits of the entropy device, which is always there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<Rng>,
+    /// The terminal of the virtio console.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<Console>,
+    /// Named ports of the virtio console.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
     /// How the guest reaches its virtio devices.
     #[serde(default)]
     pub transport: Transport,
-    /// Where the serial console goes.
-    #[serde(default)]
-    pub serial: Serial,
+    /// Where the serial console goes; see [`Config::serial`] for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Serial>,
     /// Where counters are reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsConfig>,
@@ -116,8 +124,10 @@ impl Config {
             shares: Vec::new(),
             balloon: None,
             rng: None,
+            console: None,
+            ports: Vec::new(),
             transport: Transport::default(),
-            serial: Serial::default(),
+            serial: None,
             metrics: None,
             skip_probe: false,
         }
@@ -137,7 +147,8 @@ impl Config {
             + self.nets.len()
             + self.vsock.iter().count()
             + self.shares.len()
-            + self.balloon.iter().count();
+            + self.balloon.iter().count()
+            + usize::from(self.has_console());
         if devices > MAX_DEVICES {
             return Err(ConfigError::Devices(devices));
         }
@@ -152,10 +163,47 @@ impl Config {
         }
         self.balloon.iter().try_for_each(|balloon| balloon.validate(self.memory))?;
         self.rng.iter().try_for_each(Rng::validate)?;
+        self.console.iter().try_for_each(Console::validate)?;
+        Port::validate_all(&self.ports)?;
+        if self.console == Some(Console::Stdio) && self.serial() == Serial::Stdio {
+            return Err(ConfigError::BothStdio);
+        }
         if self.cmdline.bytes().any(|b| b == 0 || b == b'\n') {
             return Err(ConfigError::Cmdline);
         }
         Ok(())
+    }
+
+    /// Where the serial console goes: to standard input and output, unless that
+    /// is said otherwise or the virtio console is there.
+    pub fn serial(&self) -> Serial {
+        match (&self.serial, &self.console) {
+            (Some(serial), _) => serial.clone(),
+            (None, Some(Console::Stdio)) => Serial::Off,
+            (None, _) => Serial::default(),
+        }
+    }
+
+    /// Whether the guest has standard input, by whichever console.
+    pub fn uses_stdio(&self) -> bool {
+        self.console == Some(Console::Stdio) || self.serial() == Serial::Stdio
+    }
+
+    /// Whether the virtio console has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        !matches!(self.console, None | Some(Console::Off))
+    }
+
+    /// Whether there is a virtio console at all.
+    pub fn has_console(&self) -> bool {
+        self.has_terminal() || !self.ports.is_empty()
+    }
+
+    /// Whether a device accepts clients of Unix sockets.
+    pub fn has_sockets(&self) -> bool {
+        self.vsock.is_some()
+            || matches!(self.console, Some(Console::Socket(_)))
+            || self.ports.iter().any(|port| matches!(port.to, PortTo::Socket(_)))
     }
 
     /// The root disk, if any, and then all others: the order of `/dev/vd*`.
@@ -260,6 +308,21 @@ pub enum ConfigError {
         /// Bytes at once.
         burst: Size,
     },
+    /// One terminal for two consoles.
+    #[error("console and serial: both stdio: give --serial off or --serial file=PATH")]
+    BothStdio,
+    /// A path that no socket's address can hold.
+    #[error("port: socket {0:?}: must be a path of 1 to 107 bytes")]
+    PortSocket(PathBuf),
+    /// A name that a guest can't show.
+    #[error("port: name {0:?}: must be 1 to 64 printable ASCII characters without '/'")]
+    PortName(String),
+    /// One name for two ports.
+    #[error("port: name {0:?}: given twice")]
+    PortTwice(String),
+    /// Too many ports.
+    #[error("{0} ports: at most {max} fit", max = devices::virtio::console::MAX_PORTS)]
+    Ports(usize),
     /// The command line holds a character that would end it.
     #[error("cmdline: must be one line without NUL")]
     Cmdline,

@@ -102,6 +102,38 @@ fn a_rate_of_entropy_is_read_from_its_shorthand() {
 }
 
 #[test]
+fn consoles_and_ports_are_read_from_their_shorthand() {
+    assert_eq!("pty".parse(), Ok(Console::Pty));
+    assert_eq!("socket=/a=b,c".parse(), Ok(Console::Socket("/a=b,c".into())));
+    assert_eq!("file=f".parse(), Ok(Console::File("f".into())));
+    let long = format!("socket={}", "x".repeat(108));
+    for text in ["", "tty", "socket", "socket=", "file=", "stdio=1", &long] {
+        assert!(text.parse::<Console>().is_err(), "{text}");
+    }
+    let port: Port = "name=org.agent.0,socket=/run/a,,b".parse().unwrap();
+    assert_eq!(port.to, PortTo::Socket("/run/a,b".into()));
+    for text in ["", "name=a", "a,socket=", "a,socket=s,file=f", "a/b,file=f", "a,file=f,c=1"] {
+        assert!(text.parse::<Port>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn one_terminal_is_for_one_console() {
+    let mut config = Config::new("/k");
+    assert_eq!(config.serial(), Serial::Stdio);
+    config.console = Some(Console::Stdio);
+    assert_eq!((config.serial(), config.validate()), (Serial::Off, Ok(())));
+    config.serial = Some(Serial::Stdio);
+    assert_eq!(config.validate(), Err(ConfigError::BothStdio));
+    config.console = Some(Console::Pty);
+    assert_eq!(config.validate(), Ok(()));
+    config.ports = vec!["a,file=f".parse().unwrap(); 2];
+    assert_eq!(config.validate(), Err(ConfigError::PortTwice("a".into())));
+    config.ports = (0..17).map(|i| format!("a{i},file=f").parse().unwrap()).collect();
+    assert_eq!(config.validate(), Err(ConfigError::Ports(17)));
+}
+
+#[test]
 fn a_file_says_no_more_and_no_less_than_the_command_line() {
     let mut config = Config::new("/k");
     config.rootfs = Some("/r,readonly=on".parse().unwrap());
@@ -109,7 +141,9 @@ fn a_file_says_no_more_and_no_less_than_the_command_line() {
     config.vsock = Some("uds=/v,cid=7".parse().unwrap());
     config.balloon = Some("1M,stats=0".parse().unwrap());
     config.rng = Some("rate=1K:2K".parse().unwrap());
-    config.serial = Serial::File("/log".into());
+    config.console = Some(Console::Socket("/c".into()));
+    config.ports = vec!["name=a,socket=/s".parse().unwrap(), "b,file=/f".parse().unwrap()];
+    config.serial = Some(Serial::File("/log".into()));
     let text = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
     assert_eq!(serde_json::from_str::<Config>(r#"{"kernel":"/k"}"#).unwrap(), Config::new("/k"));
@@ -144,7 +178,7 @@ fn limits_are_checked() {
 proptest! {
     #[test]
     fn no_text_makes_the_shorthands_panic(text in ".{0,60}") {
-        let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Vsock>(), text.parse::<Size>(), text.parse::<Serial>(), text.parse::<Balloon>(), text.parse::<Rng>());
+        let _ = (text.parse::<Disk>(), text.parse::<Net>(), text.parse::<Vsock>(), text.parse::<Size>(), text.parse::<Serial>(), text.parse::<Balloon>(), text.parse::<Rng>(), text.parse::<Console>(), text.parse::<Port>());
     }
 
     #[test]

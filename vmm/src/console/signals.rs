@@ -38,6 +38,35 @@ pub fn block_job_control() -> io::Result<()> {
     mask(libc::SIG_BLOCK, &not_ignored(JOB)?)
 }
 
+/// Blocks the signal of a terminal that has another size, for [`resize_fd`].
+pub fn block_resize() -> io::Result<()> {
+    mask(libc::SIG_BLOCK, &set_of(&[libc::SIGWINCH]))
+}
+
+/// A descriptor that is readable when the terminal has another size.
+pub fn resize_fd() -> io::Result<File> {
+    let set = set_of(&[libc::SIGWINCH]);
+    // SAFETY: the set is initialized.
+    let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and only ours.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn set_of(signals: &[libc::c_int]) -> libc::sigset_t {
+    // SAFETY: a sigset_t is plain data, written by the calls.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        set
+    }
+}
+
 fn mask(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
     // SAFETY: the set is initialized; the old mask is not asked for.
     match unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) } {

@@ -39,7 +39,8 @@ pub fn cmdline(config: &Config, virtio_devices: usize) -> String {
     let pci = config.transport == Transport::Pci;
     let completion = Completion {
         root: config.rootfs.as_ref().map(|disk| disk.readonly),
-        serial: config.serial != SerialConfig::Off,
+        serial: config.serial() != SerialConfig::Off,
+        hvc: config.has_terminal(),
         pci,
     };
     let mut line = String::new();
@@ -77,7 +78,7 @@ impl Board {
             true => Describe::MpTable,
             false => Describe::Acpi,
         };
-        let output = console_output(&config.serial)?;
+        let output = console_output(&config.serial())?;
         let irq = IrqLine::new().map_err(Error::host("eventfd"))?;
         vm.connect_irq(&irq, layout::COM1_GSI)?;
         let serial = serial::Serial::new(irq, output.clone()).map_err(Error::host("eventfd"))?;
@@ -171,7 +172,7 @@ fn power_line(ending: Ending) -> PowerLine {
     })
 }
 
-fn console_output(serial: &SerialConfig) -> Result<ConsoleOutput, Error> {
+pub fn console_output(serial: &SerialConfig) -> Result<ConsoleOutput, Error> {
     let fd: OwnedFd = match serial {
         SerialConfig::Off => return Ok(ConsoleOutput::discard()),
         SerialConfig::Stdio => match std::io::stdout().as_fd().try_clone_to_owned() {

@@ -8,16 +8,19 @@
 //! ```
 
 mod board;
+mod console;
 mod error;
 mod limits;
 mod slots;
 
 pub use error::Error;
 
-use crate::config::{Config, MetricsTarget, Serial};
+use crate::config::{Config, MetricsTarget};
+use crate::console::input::{Input, InputSink};
+use crate::console::signals;
 use crate::console::terminal::RawTerminal;
 use crate::ending::Ending;
-use crate::events::{EndWatch, SignalWatch};
+use crate::events::{EndWatch, ResizeWatch, SignalWatch};
 use crate::exit::Exit;
 use crate::host;
 use crate::memory::{self, Ram};
@@ -109,13 +112,9 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
         reports = Some(serve);
     }
     // From here on the terminal is the guest's, until this function returns.
-    let terminal = match config.serial {
-        Serial::Stdio => {
-            let terminal = RawTerminal::stdin();
-            add(&mut events, board.input(terminal.is_some(), &ending)?);
-            terminal
-        }
-        _ => None,
+    let terminal = match config.uses_stdio() {
+        true => take_terminal(&inputs.devices, &board, &ending, &mut events)?,
+        false => None,
     };
 
     let (buses, serial_output) = board.finish();
@@ -127,7 +126,9 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     }
     let crashed = stop(running);
     drop((events, reports));
-    let loss = serial_output.finish(DRAIN);
+    let console = inputs.devices.console.as_ref().map(|console| console.outputs.as_slice());
+    let outputs = console.unwrap_or_default().iter().chain([&serial_output]);
+    let loss = outputs.filter_map(|output| output.finish(DRAIN)).next();
     drop(terminal);
     inputs.devices.report();
     let exit = ending.how().unwrap_or(Exit::Quit);
@@ -138,10 +139,34 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 fn needs(config: &Config) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
     sandbox::Needs {
-        vsock: config.vsock.is_some(),
+        local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
     }
+}
+
+/// Takes standard input, for whichever console it is.
+fn take_terminal(
+    devices: &Devices,
+    board: &board::Board,
+    ending: &Ending,
+    events: &mut Events,
+) -> Result<Option<RawTerminal>, Error> {
+    let terminal = RawTerminal::stdin();
+    let raw = terminal.is_some();
+    let console = devices.console.as_ref();
+    let Some((console, input)) = console.and_then(|c| Some((c, c.input.clone()?))) else {
+        add(events, board.input(raw, ending)?);
+        return Ok(terminal);
+    };
+    let quit = ending.clone();
+    let sink: Box<dyn InputSink> = Box::new(console::PortSink(input));
+    add(events, Input::stdin(sink, raw, move || quit.end(Exit::Quit)));
+    if raw {
+        let signals = signals::resize_fd().map_err(Error::host("signalfd"))?;
+        add(events, ResizeWatch { signals, console: console.device.clone() });
+    }
+    Ok(terminal)
 }
 
 fn add(events: &mut Events, subscriber: impl MutEventSubscriber + Send + 'static) {

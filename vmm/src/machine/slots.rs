@@ -2,6 +2,7 @@
 //! put behind transports and tied to KVM.
 
 use super::board::{self, Board};
+use super::console;
 use super::error::Error;
 use crate::config::{self, Config, Format, Transport};
 use crate::memory::Ram;
@@ -42,6 +43,8 @@ pub struct Devices {
     /// For whoever changes its target while the machine runs.
     #[allow(dead_code)] // Nobody does yet.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
+    /// The console, with its end of the user's terminal.
+    pub console: Option<console::Opened>,
 }
 
 impl Devices {
@@ -59,7 +62,7 @@ impl Devices {
 }
 
 /// Opens what is behind each device: disks, network cards, vsock, shares,
-/// balloon, entropy.
+/// balloon, console, entropy.
 pub fn open(config: &Config) -> Result<Devices, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
@@ -79,8 +82,12 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
     if let Some(balloon) = &balloon {
         slots.push(balloon.clone());
     }
+    let console = console::open(config)?;
+    if let Some(console) = &console {
+        slots.push(console.device.clone());
+    }
     slots.push(open_rng(config.rng.as_ref())?);
-    Ok(Devices { slots, balloon })
+    Ok(Devices { slots, balloon, console })
 }
 
 fn open_balloon(wanted: &config::Balloon, config: &Config) -> Result<Arc<Mutex<Balloon>>, Error> {

@@ -86,7 +86,8 @@ const LISTENING: &[i64] = &[
     libc::SYS_unlink,
 ];
 
-/// Beside those, on the event loop of a machine with a vsock: connections of
+/// Beside those, on the event loop of a machine with a vsock or a console's
+/// socket: connections of
 /// Unix sockets, and the end of the listening one, which may be another's file
 /// by then. Making sockets has a rule of its own.
 const VSOCK: &[i64] = &[
@@ -182,7 +183,7 @@ pub fn console() -> Filter {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Needs {
     /// Connections between Unix sockets and the guest.
-    pub vsock: bool,
+    pub local_sockets: bool,
     /// A Unix socket for metrics or control.
     pub listening: bool,
     /// Directories of the host in the guest.
@@ -193,7 +194,7 @@ pub struct Needs {
 pub fn event_loop(needs: Needs) -> Filter {
     let mut lists = vec![COMMON, EVENT_LOOP];
     let mut conditional = Vec::new();
-    if needs.vsock {
+    if needs.local_sockets {
         lists.push(VSOCK);
         conditional.push(LOCAL_SOCKETS);
     }
@@ -285,7 +286,7 @@ mod tests {
             vcpu(),
             console(),
             event_loop(Needs::default()),
-            event_loop(Needs { vsock: true, ..Needs::default() }),
+            event_loop(Needs { local_sockets: true, ..Needs::default() }),
         ];
         for filter in all {
             assert_eq!(in_child(&filter, harmless), 0);
@@ -315,10 +316,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v");
         *OPEN.lock().unwrap() = Some(UnixSockets::listen(&path).unwrap());
-        assert_eq!(in_child(&event_loop(Needs { vsock: true, ..Needs::default() }), end), 0);
+        assert_eq!(
+            in_child(&event_loop(Needs { local_sockets: true, ..Needs::default() }), end),
+            0
+        );
         assert!(!path.exists());
-        let (with, without) =
-            (event_loop(Needs { vsock: true, ..Needs::default() }), event_loop(Needs::default()));
+        let (with, without) = (
+            event_loop(Needs { local_sockets: true, ..Needs::default() }),
+            event_loop(Needs::default()),
+        );
         assert_eq!(in_child(&with, unix), 0);
         assert_eq!(in_child(&with, unlink), 0);
         assert!(killed(in_child(&with, inet)));

@@ -326,9 +326,10 @@ fn message(id: u32, bit: u8, port: &Port, (cols, rows): (u16, u16)) -> Vec<u8> {
         due::NAME => Message { id, event: event::PORT_NAME, value: 1 }.bytes(port.name.as_bytes()),
         due::CLOSE => plain(event::PORT_OPEN, 0),
         due::OPEN => plain(event::PORT_OPEN, 1),
-        // The specification has columns first; Linux has always read rows first.
+        // Columns first, as the specification has it; Linux before 2025 reads it
+        // the other way around.
         _ => {
-            let size = [rows.to_le_bytes(), cols.to_le_bytes()].concat();
+            let size = [cols.to_le_bytes(), rows.to_le_bytes()].concat();
             Message { id, event: event::RESIZE, value: 0 }.bytes(&size)
         }
     }

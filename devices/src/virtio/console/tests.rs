@@ -183,7 +183,7 @@ fn ports_are_introduced<C: Carrier>() {
     control(&mut driver, 1, event::PORT_READY, 1);
     assert_eq!(told(&mut driver), [(1, 7, 1, b"agent".to_vec())]);
     lock(&device).set_size((80, 24)).unwrap();
-    assert_eq!(told(&mut driver), [(0, 5, 0, vec![24, 0, 80, 0])]);
+    assert_eq!(told(&mut driver), [(0, 5, 0, vec![80, 0, 24, 0])]);
     // Nobody is there: what is written is dropped.
     assert_eq!(write(&mut driver, 5, b"lost"), Some(0));
     assert_eq!(driver.counter("bytes_dropped"), Some(4));
