@@ -233,10 +233,11 @@ pub struct Args {
     )]
     metrics: Option<MetricsConfig>,
 
-    /// Virtio console: stdio, pty, socket=PATH, file=PATH or off [default: off]
+    /// Virtio console: stdio, pty, socket=PATH, file=PATH or off
     ///
     /// The guest's hvc0, which becomes its console unless --cmdline names
-    /// another. Faster than the serial port, which is off with stdio; it
+    /// another; off by default. Faster than the serial port, which is off
+    /// with stdio; it
     /// follows the size of the terminal. pty tells the name of a new
     /// pseudo-terminal; a socket is made at PATH, for one client at a time.
     #[arg(verbatim_doc_comment, long, value_name = "WHERE", help_heading = "The machine")]
@@ -245,8 +246,8 @@ pub struct Args {
     /// A named port of the virtio console; may be given more than once
     ///
     /// A stream between the guest's /dev/vportNpM, whose name is in
-    /// /sys/class/virtio-ports, and a Unix socket made at PATH, for one client
-    /// at a time; or into a file.
+    /// /sys/class/virtio-ports, and a Unix socket made at PATH, for one
+    /// client at a time; or into a file.
     #[arg(
         verbatim_doc_comment,
         long = "port",
