@@ -25,14 +25,14 @@ Examples:
       A distribution's kernel with its initrd; no console here.
   microvm --kernel vmlinux --rootfs debian.img --vsock uds=guest.vsock
       Programs of host and guest connect to each other, without a network.
-  microvm --kernel vmlinux --rootfs debian.img --memory 4G \
+  microvm --kernel vmlinux --rootfs debian.img --memory 4G \\
           --balloon free-page-reporting=on,deflate-on-oom=on
       What the guest's programs free goes back to the host.
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
 
-  microvm --kernel vmlinux --rootfs debian.img --console stdio \
+  microvm --kernel vmlinux --rootfs debian.img --console stdio \\
           --port name=agent,socket=/tmp/agent
       A console that follows the terminal's size, and a port for an agent.
 
