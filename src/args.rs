@@ -25,6 +25,11 @@ Examples:
       A distribution's kernel with its initrd; no console here.
   microvm --kernel vmlinux --rootfs debian.img --vsock uds=guest.vsock
       Programs of host and guest connect to each other, without a network.
+  microvm --kernel vmlinux --rootfs debian.img --console stdio \\
+          --port name=agent,socket=/tmp/agent
+      A console that follows the terminal's size, and a port for an agent.
+  microvm --kernel vmlinux --rootfs debian.img --share tag=src,path=.
+      The guest sees this directory: mount -t virtiofs src /mnt
   microvm --kernel vmlinux --rootfs debian.img --memory 4G \\
           --balloon free-page-reporting=on,deflate-on-oom=on
       What the guest's programs free goes back to the host.
@@ -32,16 +37,11 @@ Examples:
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
 
-  microvm --kernel vmlinux --rootfs debian.img --console stdio \\
-          --port name=agent,socket=/tmp/agent
-      A console that follows the terminal's size, and a port for an agent.
-
 Configuration files:
   FILE is JSON with the fields that --print-config shows; all but \"kernel\" may
   be left out. An option of the command line takes the place of the file's
-  field; --disk, --net and --port add to the
-  file's. Paths are relative to the
-  directory that microvm is started in.
+  field; --disk, --net, --share and --port add to the file's. Paths are
+  relative to the directory that microvm is started in.
 
 Console keys (when standard input is a terminal):
   Ctrl-a x       leave: ends microvm and the guest
