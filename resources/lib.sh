@@ -112,7 +112,14 @@ apt_candidate() {
 
 # candidate PACKAGE: the version apt would install.
 candidate() {
-	remembered "$1" apt_candidate "$1" || die 1 "apt knows no package $1"
+	remembered "$1" apt_candidate "$1" && return 0
+	# Lists may be there of other sources only, as on a fresh machine.
+	if [ "$(id -u)" = 0 ]; then
+		say "apt-get update"
+		apt-get update -q >&2
+		remembered "$1" apt_candidate "$1" && return 0
+	fi
+	die 1 "apt knows no package $1"
 }
 
 # fetch_deb PACKAGE: its newest .deb in the cache, downloaded unless there.
