@@ -3,6 +3,8 @@
 
 pub mod debug;
 pub mod i8042;
+pub mod pic;
+pub mod pit;
 pub mod pm;
 pub mod port61;
 pub mod power;

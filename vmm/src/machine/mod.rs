@@ -72,6 +72,7 @@ impl Inputs {
             cmdline: &self.cmdline,
             memory: config.memory.0,
             rsdp,
+            way: boot::Way::Direct,
         }
     }
 }
