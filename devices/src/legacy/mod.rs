@@ -3,6 +3,8 @@
 
 pub mod debug;
 pub mod i8042;
+pub mod ioapic;
+pub mod lapic;
 pub mod pic;
 pub mod pit;
 pub mod pm;
