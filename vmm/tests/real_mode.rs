@@ -155,7 +155,7 @@ fn setup_code_gets_its_answers_from_the_bios() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&image()).unwrap();
     let kernel = Kernel::open(file.path()).unwrap();
-    let vm = Vm::new(&kvm, 1).unwrap();
+    let vm = Vm::new(&kvm, 1, Default::default()).unwrap();
     let ram = memory::allocate(MEMORY).unwrap();
     vm.set_memory(&ram).unwrap();
     let payload = Payload {

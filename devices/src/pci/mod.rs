@@ -10,6 +10,7 @@
 //! Interrupts are messages only ([`msix`]): no function has an INTx pin.
 
 pub mod config;
+pub mod intx;
 pub mod msix;
 pub mod root;
 

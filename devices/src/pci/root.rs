@@ -17,6 +17,10 @@ pub trait Function: Send {
     fn read_config(&mut self, offset: usize, data: &mut [u8]);
     /// Writes it.
     fn write_config(&mut self, offset: usize, data: &[u8]);
+    /// Another function of the same device, 1 to 7.
+    fn sibling(&self, _number: u8) -> Option<SharedFunction> {
+        None
+    }
     /// Where its memory BAR is decoded now, and its size.
     fn bar(&self) -> Option<(u64, u64)> {
         None
@@ -25,6 +29,14 @@ pub trait Function: Send {
     fn read_bar(&mut self, _offset: u64, _data: &mut [u8]) {}
     /// Writes to the BAR.
     fn write_bar(&mut self, _offset: u64, _data: &[u8]) {}
+    /// Where its I/O BAR is decoded now, and its size.
+    fn io_bar(&self) -> Option<(u16, u16)> {
+        None
+    }
+    /// Reads from the I/O BAR.
+    fn read_io(&mut self, _offset: u16, _data: &mut [u8]) {}
+    /// Writes to the I/O BAR.
+    fn write_io(&mut self, _offset: u16, _data: &[u8]) {}
 }
 
 /// A function as the bus holds it.
@@ -41,17 +53,33 @@ pub struct Root {
 impl Root {
     /// A bus with `functions` from device 1 on. More than fit are left out.
     pub fn new(functions: Vec<SharedFunction>) -> Arc<Self> {
-        let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
+        Self::behind(Arc::new(Mutex::new(HostBridge::new())), functions)
+    }
+
+    /// The same behind a host bridge of one's own.
+    pub fn behind(bridge: SharedFunction, functions: Vec<SharedFunction>) -> Arc<Self> {
         let all = std::iter::once(bridge).chain(functions).take(MAX_DEVICES);
         Arc::new(Self { functions: all.collect() })
     }
 
-    /// Device, offset: only bus 0, function 0 exist.
-    fn select(&self, address: u32) -> Option<(&SharedFunction, usize)> {
+    /// Function, offset: only bus 0 exists.
+    fn select(&self, address: u32) -> Option<(SharedFunction, usize)> {
         let (bus, devfn) = (address >> 16 & 0xff, address >> 8 & 0xff);
-        let there = address & ENABLE != 0 && bus == 0 && devfn & 7 == 0;
-        let function = self.functions.get(devfn as usize >> 3).filter(|_| there)?;
+        let there = address & ENABLE != 0 && bus == 0;
+        let device = self.functions.get(devfn as usize >> 3).filter(|_| there)?;
+        let function = match devfn as u8 & 7 {
+            0 => device.clone(),
+            number => lock(device).sibling(number)?,
+        };
         Some((function, address as usize & 0xfc))
+    }
+
+    fn io_decoder(&self, port: u16, size: u16) -> Option<(&SharedFunction, u16)> {
+        self.functions.iter().find_map(|function| {
+            let (base, len) = lock(function).io_bar()?;
+            let offset = port.checked_sub(base)?;
+            (offset.checked_add(size)? <= len).then_some((function, offset))
+        })
     }
 
     fn decoder(&self, address: u64, size: u64) -> Option<(&SharedFunction, u64)> {
@@ -107,7 +135,7 @@ impl BusDevice for ConfigPorts {
             None => {}
             Some(byte) => {
                 if let Some((function, register)) = self.root.select(self.address) {
-                    lock(function).read_config(register + byte as usize, data);
+                    lock(&function).read_config(register + byte as usize, data);
                 }
             }
         }
@@ -121,7 +149,7 @@ impl BusDevice for ConfigPorts {
             (None, _) => {}
             (Some(byte), _) => {
                 if let Some((function, register)) = self.root.select(self.address) {
-                    lock(function).write_config(register + byte as usize, data);
+                    lock(&function).write_config(register + byte as usize, data);
                 }
             }
         }
@@ -151,6 +179,38 @@ impl BusDevice for Window {
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
             lock(function).write_bar(at, data);
+        }
+    }
+}
+
+/// The ports where I/O BARs can be.
+pub struct PortWindow {
+    root: Arc<Root>,
+    base: u16,
+}
+
+impl PortWindow {
+    /// The ports of `root` from `base` on.
+    pub fn new(root: Arc<Root>, base: u16) -> Self {
+        Self { root, base }
+    }
+
+    fn decoder(&self, offset: u64, len: usize) -> Option<(&SharedFunction, u16)> {
+        let port = u16::try_from(u64::from(self.base) + offset).ok()?;
+        self.root.io_decoder(port, len as u16)
+    }
+}
+
+impl BusDevice for PortWindow {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some((function, at)) = self.decoder(offset, data.len()) {
+            lock(function).read_io(at, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some((function, at)) = self.decoder(offset, data.len()) {
+            lock(function).write_io(at, data);
         }
     }
 }

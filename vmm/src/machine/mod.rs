@@ -11,11 +11,12 @@ mod board;
 mod console;
 mod error;
 mod limits;
+mod pc;
 mod slots;
 
 pub use error::Error;
 
-use crate::config::{Config, MetricsTarget};
+use crate::config::{BoardKind, Config, Intr, MetricsTarget};
 use crate::console::input::{Input, InputSink};
 use crate::console::signals;
 use crate::console::terminal::RawTerminal;
@@ -25,12 +26,14 @@ use crate::exit::Exit;
 use crate::host;
 use crate::memory::{self, Ram};
 use crate::metrics::{self, Metrics, Serve};
+use crate::msi::Wiring;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
-use crate::vm::Vm;
-use boot::{Initrd, Kernel, Payload};
+use crate::vm::{self, Vm};
+use boot::{Initrd, Kernel, Payload, Way};
 use devices::backend::console::Loss;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use pc::{Parts, Pc};
 use slots::Devices;
 use std::fs::File;
 use std::sync::{Arc, Mutex};
@@ -48,6 +51,7 @@ struct Inputs {
     initrd: Option<Initrd>,
     cmdline: String,
     devices: Devices,
+    parts: Parts,
     metrics: Option<metrics::Target>,
 }
 
@@ -57,9 +61,10 @@ impl Inputs {
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
         let devices = slots::open(config)?;
+        let parts = pc::open(config)?;
         let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
-        let inputs = Self { kernel, initrd, cmdline, devices, metrics };
+        let inputs = Self { kernel, initrd, cmdline, devices, parts, metrics };
         boot::load::check(&inputs.payload(config, 0))?;
         Ok(inputs)
     }
@@ -72,7 +77,10 @@ impl Inputs {
             cmdline: &self.cmdline,
             memory: config.memory.0,
             rsdp,
-            way: boot::Way::Direct,
+            way: match config.choices().board {
+                BoardKind::Real16 => Way::RealMode,
+                _ => Way::Direct,
+            },
         }
     }
 }
@@ -87,7 +95,9 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
         host::can_run_linux(&kvm)?;
     }
 
-    let vm = Vm::new(&kvm, config.cpus)?;
+    log::info!("mode {}: {}", config.mode, config.row());
+    let choices = config.choices();
+    let vm = Vm::new(&kvm, config.cpus, vm_options(config))?;
     let ram = memory::allocate(config.memory.0)?;
     vm.set_memory(&ram)?;
     let vcpus: Vec<_> =
@@ -95,7 +105,12 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let ending = Ending::new().map_err(Error::host("eventfd"))?;
     let mut board = board::Board::new(config, &vm, &ending)?;
-    let virtio = slots::connect(config, &inputs.devices.slots, &vm, &ram, &mut board)?;
+    let mut pc = match choices.has_board() {
+        true => Some(Pc::build(std::mem::take(&mut inputs.parts), &vm, &ram, &mut board)?),
+        false => None,
+    };
+    let slots = &inputs.devices.slots;
+    let virtio = slots::connect(config, slots, &vm, &ram, &mut board, pc.as_mut())?;
     let rsdp = board.describe(&ram, config.cpus)?;
     let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
     vm.enter(&vcpus[0], entry)?;
@@ -103,6 +118,8 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     let counters = Arc::new(Metrics::new(&virtio, &vcpus));
     let mut events = Events::new().map_err(Error::events)?;
     virtio.into_iter().for_each(|worker| add(&mut events, worker));
+    let drives = pc.map(|pc| pc.drives).unwrap_or_default();
+    drives.into_iter().for_each(|worker| add(&mut events, worker));
     add(&mut events, EndWatch(ending.clone()));
     add(&mut events, SignalWatch { signals, ending: ending.clone() });
     // Kept here, so that its last report comes after the end.
@@ -119,7 +136,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     };
 
     let (buses, serial_output) = board.finish();
-    let running = start(vcpus, &buses, &ending, &counters)?;
+    let running = start(vcpus, &buses, &ending, &counters, choices.has_board())?;
     sandbox::event_loop(needs(config)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
@@ -134,6 +151,15 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     inputs.devices.report();
     let exit = ending.how().unwrap_or(Exit::Quit);
     Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
+}
+
+/// What of the machine is KVM's business.
+fn vm_options(config: &Config) -> vm::Options {
+    let choices = config.choices();
+    vm::Options {
+        wiring: if choices.has_board() { Wiring::Pc } else { Wiring::Straight },
+        paravirtual: (choices.intr == Intr::Pv).then_some(config.pv_features.mask()),
+    }
 }
 
 /// What the event loop does in this machine beside what it always does.
@@ -180,9 +206,10 @@ fn start(
     buses: &Buses,
     ending: &Ending,
     counters: &Metrics,
+    board: bool,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let filter = Arc::new(sandbox::vcpu());
+    let filter = Arc::new(sandbox::vcpu(board));
     let mut running = Vec::with_capacity(vcpus.len());
     for (id, fd) in vcpus.into_iter().enumerate() {
         let vcpu = Vcpu {

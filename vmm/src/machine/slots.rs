@@ -4,6 +4,7 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
+use super::pc::Pc;
 use crate::config::{self, Config, Format, Transport};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
@@ -65,10 +66,11 @@ impl Devices {
 /// balloon, console, entropy.
 pub fn open(config: &Config) -> Result<Devices, Error> {
     let mut slots: Vec<Slot> = Vec::new();
-    for disk in config.all_disks() {
+    let choices = config.choices();
+    for disk in config.all_disks().filter(|_| choices.virtio_disks()) {
         slots.push(open_disk(config, disk)?);
     }
-    for net in &config.nets {
+    for net in config.nets.iter().filter(|_| choices.virtio_nets()) {
         slots.push(open_net(net)?);
     }
     if let Some(vsock) = &config.vsock {
@@ -86,7 +88,9 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
     if let Some(console) = &console {
         slots.push(console.device.clone());
     }
-    slots.push(open_rng(config.rng.as_ref())?);
+    if config.has_rng() {
+        slots.push(open_rng(config.rng.as_ref())?);
+    }
     Ok(Devices { slots, balloon, console })
 }
 
@@ -115,15 +119,20 @@ fn open_rng(wanted: Option<&config::Rng>) -> Result<Slot, Error> {
     Ok(Arc::new(Mutex::new(rng)))
 }
 
-fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
-    let image: Box<dyn Disk> = match disk.format {
+/// Opens and locks a disk's image.
+pub fn open_image(disk: &config::Disk) -> Result<Box<dyn Disk>, Error> {
+    Ok(match disk.format {
         Format::Raw => {
             let (offset, len) = (disk.offset.0, disk.size.map(|size| size.0));
             let options = RawOptions { read_only: disk.readonly, direct: disk.direct, offset, len };
             Box::new(RawDisk::open(&disk.path, options)?)
         }
         Format::Qcow2 => Box::new(Qcow2Disk::open(&disk.path, disk.readonly)?),
-    };
+    })
+}
+
+fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
+    let image = open_image(disk)?;
     let host = |what| move |source| DiskError::Host { path: disk.path.clone(), what, source };
     let limiter = match (disk.rate, disk.ops) {
         (None, None) => None,
@@ -155,16 +164,28 @@ fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {
 }
 
 /// Puts each device on the board; returns what serves them on the event loop.
+/// What is on a motherboard already comes before them.
 pub fn connect(
     config: &Config,
     slots: &[Slot],
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
+    pc: Option<&mut Pc>,
 ) -> Result<Vec<Worker>, Error> {
-    match config.transport {
-        Transport::Mmio => connect_mmio(slots, vm, ram, board),
-        Transport::Pci => connect_pci(slots, vm, ram, board),
+    match (config.transport(), pc) {
+        (Transport::Mmio, None) => connect_mmio(slots, vm, ram, board),
+        (_, Some(pc)) => {
+            let workers = connect_pci(slots, vm, ram, &mut pc.functions)?;
+            board.add_pci(Root::behind(pc.bridge.clone(), pc.functions.clone()))?;
+            Ok(workers)
+        }
+        (Transport::Pci, None) => {
+            let mut functions = Vec::new();
+            let workers = connect_pci(slots, vm, ram, &mut functions)?;
+            board.add_pci(Root::new(functions))?;
+            Ok(workers)
+        }
     }
 }
 
@@ -189,19 +210,19 @@ fn connect_mmio(
     Ok(workers)
 }
 
-/// A function each, whose vectors have GSIs of their own behind the IOAPIC's.
+/// A function each, behind those that are there, whose vectors have GSIs of
+/// their own behind the IOAPIC's.
 fn connect_pci(
     slots: &[Slot],
     vm: &Vm,
     ram: &Ram,
-    board: &mut Board,
+    functions: &mut Vec<SharedFunction>,
 ) -> Result<Vec<Worker>, Error> {
-    let messages = Messages::new(vm.fd.clone());
+    let messages = Messages::new(vm.fd.clone(), vm.wiring());
     let mut first_gsi = layout::IOAPIC_PINS;
-    let mut functions: Vec<SharedFunction> = Vec::with_capacity(slots.len());
     let mut workers = Vec::with_capacity(slots.len());
-    for (number, device) in slots.iter().cloned().enumerate() {
-        let base = layout::PCI_WINDOW as u32 + number as u32 * BAR_SIZE;
+    for device in slots.iter().cloned() {
+        let base = layout::PCI_WINDOW as u32 + functions.len() as u32 * BAR_SIZE;
         let routes = Box::new(FunctionMessages { machine: messages.clone(), first_gsi });
         let doorbells = Box::new(IoEvents(vm.fd.clone()));
         let function = VirtioPci::new(ram.clone(), device, base, routes, doorbells);
@@ -213,6 +234,5 @@ fn connect_pci(
         workers.push(function.worker());
         functions.push(Arc::new(Mutex::new(function)));
     }
-    board.add_pci(Root::new(functions))?;
     Ok(workers)
 }

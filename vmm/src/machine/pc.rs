@@ -1,0 +1,147 @@
+//! The motherboard of a PC: the chips of the i440FX and the PIIX, IDE drives,
+//! and the cards that were made for it.
+//!
+//! ```text
+//!  00:00.0 i440FX ─ 00:01 PIIX ─┬─ .0 ISA bridge: PIRQA..D ─► IRQ 10, 11 ─► PIC, IOAPIC
+//!                               ├─ .1 IDE ─ 1F0, 170 ─► IRQ 14, 15
+//!                               └─ .3 power management ─► SCI, IRQ 9
+//!  00:02 and on: network cards, virtio devices
+//! ```
+
+use super::board::Board;
+use super::error::Error;
+use super::slots::open_image;
+use crate::config::{Config, DiskBus};
+use crate::memory::Ram;
+use crate::vm::Vm;
+use arch::acpi::{self, PciInterrupt};
+use arch::layout;
+use devices::backend::disk::{Disk, RawDisk, RawOptions};
+use devices::irq::IrqLine;
+use devices::legacy::ide::{self, Channel, Ide, Kind, SharedChannel, Unit};
+use devices::legacy::piix::pm::{self, PowerManagement};
+use devices::legacy::piix::{DEVICE as PIIX, HARD_RESET, HostBridge, IsaBridge, RESET_CONTROL};
+use devices::pci::intx::{InterruptInputs, Router};
+use devices::pci::root::SharedFunction;
+use kvm_ioctls::VmFd;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+/// Drives and cards, opened before anything else happens.
+#[derive(Default)]
+pub struct Parts {
+    drives: VecDeque<Drive>,
+}
+
+struct Drive {
+    kind: Kind,
+    image: Box<dyn Disk>,
+    serial: String,
+    dma: bool,
+}
+
+/// Opens what is behind IDE drives and cards that are not virtio's.
+pub fn open(config: &Config) -> Result<Parts, Error> {
+    let choices = config.choices();
+    let mut parts = Parts::default();
+    if !choices.virtio_disks() {
+        for (number, disk) in config.all_disks().enumerate() {
+            let serial = disk.serial.clone().unwrap_or_else(|| format!("MICROVM{number}"));
+            let dma = choices.disk_bus != DiskBus::IdePio;
+            let image = open_image(disk)?;
+            parts.drives.push_back(Drive { kind: Kind::Disk, image, serial, dma });
+        }
+    }
+    if let Some(path) = &config.cdrom {
+        let options = RawOptions { read_only: true, ..RawOptions::default() };
+        let image = Box::new(RawDisk::open(path, options)?);
+        let (serial, dma) = ("MICROVMCD".to_owned(), choices.disk_bus != DiskBus::IdePio);
+        parts.drives.push_back(Drive { kind: Kind::Cd, image, serial, dma });
+    }
+    Ok(parts)
+}
+
+/// KVM's interrupt controllers.
+struct KvmInputs(Arc<VmFd>);
+
+impl InterruptInputs for KvmInputs {
+    fn set(&self, irq: u32, level: bool) {
+        if let Err(e) = self.0.set_irq_line(irq, level) {
+            log::error!("KVM_IRQ_LINE: {e}: interrupt {irq} will be lost");
+        }
+    }
+}
+
+/// A motherboard that is being put together.
+pub struct Pc {
+    /// The host bridge, device 0.
+    pub bridge: SharedFunction,
+    /// The devices behind it, from device 1 on.
+    pub functions: Vec<SharedFunction>,
+    /// What serves drives on the event loop.
+    pub drives: Vec<ide::Worker>,
+}
+
+/// Where the BARs of device `number` are first: a part of each window.
+pub fn bars(number: u8) -> (u32, u16) {
+    const MEMORY: u32 = (layout::PCI_WINDOW_SIZE / 32) as u32;
+    const PORTS: u16 = (layout::PCI_PORTS_SIZE / 32) as u16;
+    let place = u32::from(number.saturating_sub(1));
+    (layout::PCI_WINDOW as u32 + place * MEMORY, layout::PCI_PORTS + place as u16 * PORTS)
+}
+
+impl Pc {
+    /// Puts the chips on the board.
+    pub fn build(parts: Parts, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Self, Error> {
+        let inputs: Arc<dyn InterruptInputs> = Arc::new(KvmInputs(vm.fd.clone()));
+        let router = Router::new(inputs.clone());
+        let Parts { drives } = parts;
+        let channels = channels(drives, vm)?;
+        let mut workers = Vec::new();
+        for (i, channel) in channels.iter().enumerate() {
+            board.add_ports(
+                ide::COMMAND_PORTS[i],
+                ide::COMMAND_SIZE,
+                ide::CommandPorts(channel.clone()),
+            )?;
+            board.add_ports(ide::CONTROL_PORTS[i], 1, ide::ControlPort(channel.clone()))?;
+            workers.push(ide::Worker::new(channel.clone(), ram.clone()));
+        }
+        let power = Arc::new(Mutex::new(PowerManagement::new(inputs, board.power())));
+        board.add_shared(pm::BASE, pm::SIZE, power.clone())?;
+        let ide: SharedFunction = Arc::new(Mutex::new(Ide::new(channels, bars(PIIX).1)));
+        let isa = IsaBridge::new(router, Some(ide), power);
+        let functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
+        let interrupts: Vec<PciInterrupt> = Vec::new();
+        board.describe_pc(acpi::Pc {
+            event_block: pm::EVENT_BLOCK,
+            control_block: pm::CONTROL_BLOCK,
+            timer_block: pm::TIMER_BLOCK,
+            sci: pm::SCI as u8,
+            soft_off: pm::SUS_TYP_OFF,
+            reset: (RESET_CONTROL, HARD_RESET),
+            interrupts,
+        });
+        let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
+        Ok(Self { bridge, functions, drives: workers })
+    }
+}
+
+/// The channels with their drives: both of the first, then both of the second.
+fn channels(mut drives: VecDeque<Drive>, vm: &Vm) -> Result<[SharedChannel; ide::CHANNELS], Error> {
+    let mut channel = |irq: u32| {
+        let line = IrqLine::new().map_err(Error::host("eventfd"))?;
+        vm.connect_irq(&line, irq)?;
+        let mut unit = || {
+            drives.pop_front().map(|drive| {
+                let Drive { kind, image, serial, dma } = drive;
+                Unit::new(kind, image, serial, dma)
+            })
+        };
+        let units = [unit(), unit()];
+        let channel = Channel::new(units, line).map_err(Error::host("eventfd"))?;
+        Ok::<_, Error>(Arc::new(Mutex::new(channel)))
+    };
+    let [first, second] = ide::IRQS;
+    Ok([channel(first)?, channel(second)?])
+}
