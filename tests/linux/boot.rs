@@ -9,6 +9,7 @@ pub fn tests() -> Vec<Trial> {
         trial("boot::vmlinux_enters_through_its_pvh_note", pvh),
         trial("boot::vmlinux_without_a_note_enters_at_startup_64", startup_64),
         trial("boot::bzimage_unpacks_itself", bzimage),
+        trial("boot::a_bzimage_in_real_mode_asks_the_bios", real_mode),
         trial("boot::an_initrd_is_found_by_a_vmlinux", initrd_vmlinux),
         trial("boot::an_initrd_is_found_by_a_bzimage", initrd_bzimage),
         trial("boot::without_acpi_the_mp_table_and_command_line_serve", without_acpi),
@@ -39,6 +40,46 @@ fn startup_64() -> Verdict {
 
 fn bzimage() -> Verdict {
     Guest::with_kernel(&kit::bzimage()).rooted().script("true").run()?.script_passed()?;
+    Ok(Completion::Completed)
+}
+
+/// The memory map is the BIOS's, entry by entry, and so is the way to ACPI. EDD,
+/// where the kernel has it, says so through the BIOS's teletype.
+fn real_mode() -> Verdict {
+    let script =
+        "dmesg | sed -n 's/.*BIOS-\\(e820: .*\\)/\\1/p'; test -d /sys/firmware/acpi/tables";
+    let outcome = Guest::with_kernel(&kit::bzimage())
+        .rooted()
+        .arg("--board")
+        .arg("real16")
+        .script(script)
+        .run()?
+        .script_passed()?;
+    for range in [
+        "0x0000000000000000-0x000000000009fbff] usable",
+        "0x0000000000100000-0x000000000fffffff] usable",
+    ] {
+        check(outcome.console.contains(range), range, &outcome)?;
+    }
+    let (kernel, initrd) = kit::debian("6_12_GENERIC");
+    let outcome = Guest::with_kernel(&kernel)
+        .rooted()
+        .arg("--initrd")
+        .arg(initrd)
+        .arg("--memory")
+        .arg("512M")
+        .arg("--board")
+        .arg("real16")
+        .script("uname -r; grep -q '^/dev/.* / ext4' /proc/mounts")
+        .run()?
+        .script_passed()?;
+    check(
+        outcome.console.contains("Decompressing Linux") || outcome.console.contains("6.12"),
+        "it is Debian's",
+        &outcome,
+    )?;
+    let refused = Guest::tiny().arg("--board").arg("real16").run()?.ended(3)?;
+    check(refused.stderr.contains("real-mode"), "a vmlinux has none", &refused)?;
     Ok(Completion::Completed)
 }
 

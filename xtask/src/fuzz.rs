@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// All targets.
-const TARGETS: [&str; 7] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs"];
+const TARGETS: [&str; 8] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs", "legacy"];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.

@@ -5,6 +5,7 @@
 pub mod debug;
 pub mod i8042;
 pub mod ide;
+pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
 pub mod pic;

@@ -82,7 +82,8 @@ impl Chip {
         Self {
             irr: 0,
             isr: 0,
-            imr: 0,
+            // It is undefined after power-on; masked, nobody is surprised.
+            imr: 0xff,
             lines: 0,
             elcr: 0,
             base: 0,
@@ -165,7 +166,7 @@ impl Chip {
     fn write_command(&mut self, value: u8) {
         if value & ICW1_INIT != 0 {
             let (elcr, lines) = (self.elcr, self.lines);
-            *self = Self { elcr, lines, ..Self::new() };
+            *self = Self { elcr, lines, imr: 0, ..Self::new() };
             // Level-triggered lines that are high ask again at once.
             self.irr = lines & elcr;
             self.expect = Expect::Icw2;
@@ -265,7 +266,7 @@ impl Default for Pic {
 }
 
 impl Pic {
-    /// Both as they are after power-on: nothing is masked, and nothing asked.
+    /// Both as they are after power-on: all is masked, and nothing asked.
     pub fn new() -> Self {
         Self { master: Chip::new(), slave: Chip::new() }
     }
