@@ -89,8 +89,9 @@ pub struct Args {
 
     /// Image of the root file system, the guest's /dev/vda
     ///
-    /// Completes the kernel's command line with root= and ro or rw where it
-    /// does not say otherwise. A comma in a path is written twice.
+    /// /dev/sda with --disk-bus ide. Completes the kernel's command line with
+    /// root= and ro or rw where it does not say otherwise. A comma in a path is
+    /// written twice.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -198,10 +199,11 @@ pub struct Args {
     )]
     balloon: Option<Balloon>,
 
-    /// Limit the guest's entropy device, which is always there
+    /// Limit the guest's entropy device
     ///
-    /// At most SIZE bytes of the host's getrandom in a second, and BURST at
-    /// once after a rest [default: a tenth of SIZE].
+    /// It is there with every other virtio device. At most SIZE bytes of the
+    /// host's getrandom in a second, and BURST at once after a rest [default: a
+    /// tenth of SIZE].
     #[arg(
         verbatim_doc_comment,
         long,

@@ -15,6 +15,7 @@ mod kit;
 mod lifecycle;
 mod machine;
 mod metrics;
+mod modes;
 mod net;
 mod pci;
 mod share;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         block::tests(),
         net::tests(),
         pci::tests(),
+        modes::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),

@@ -3,10 +3,10 @@
 
 use super::{OEM, OEM_REVISION, OEM_TABLE, Pc, PciInterrupt, byte_port};
 use crate::layout;
+use acpi_tables::Aml;
 use acpi_tables::aml::PackageBuilder;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::sdt::Sdt;
-use acpi_tables::Aml;
 
 pub fn fadt(board: &Pc, dsdt: u64, facs: u64) -> impl Aml {
     // Devices on an ISA bus, an 8042, no VGA to probe (5.2.9.3).

@@ -5,6 +5,7 @@
 pub mod debug;
 pub mod i8042;
 pub mod ide;
+pub mod nic;
 pub mod piix;
 pub mod pm;
 pub mod port61;

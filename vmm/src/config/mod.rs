@@ -47,7 +47,7 @@ pub const MAX_DEVICES: usize = 16;
 pub struct Config {
     /// The guest kernel: a bzImage or an uncompressed ELF vmlinux.
     pub kernel: PathBuf,
-    /// The image that becomes the root device, `/dev/vda`.
+    /// The image that becomes the root device: `/dev/vda`, or `/dev/sda` on IDE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootfs: Option<Disk>,
     /// The initial RAM disk.
@@ -78,7 +78,7 @@ pub struct Config {
     /// Memory that the guest gives back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
-    /// Limits of the entropy device, which is always there.
+    /// Limits of the entropy device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<Rng>,
     /// The terminal of the virtio console.

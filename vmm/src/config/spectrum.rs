@@ -314,11 +314,8 @@ impl FromStr for PvFeatures {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let parse = |why: String| ConfigError::Parse {
-            what: "pv-features",
-            text: text.to_owned(),
-            why,
-        };
+        let parse =
+            |why: String| ConfigError::Parse { what: "pv-features", text: text.to_owned(), why };
         let mut mask = u32::MAX;
         for word in text.split(',') {
             let (name, on) = match word.split_once('=') {
@@ -332,7 +329,10 @@ impl FromStr for PvFeatures {
                 None if name == ALL => u32::MAX,
                 None => {
                     let names: Vec<&str> = FEATURES.iter().map(|(name, _)| *name).collect();
-                    return Err(parse(format!("{name}: must be all or one of {}", names.join(", "))));
+                    return Err(parse(format!(
+                        "{name}: must be all or one of {}",
+                        names.join(", ")
+                    )));
                 }
             };
             mask = if on { mask | bits } else { mask & !bits };

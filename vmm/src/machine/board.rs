@@ -16,12 +16,10 @@ use boot::cmdline::{self, Completion};
 use devices::backend::console::ConsoleOutput;
 use devices::bus::{Bus, BusDevice, SharedDevice, lock};
 use devices::irq::IrqLine;
+use devices::legacy::piix::ConfigAndReset;
 use devices::legacy::power::{PowerLine, PowerRequest};
 use devices::legacy::{debug, i8042, pm, pvpanic, rtc, serial};
-use devices::legacy::piix::ConfigAndReset;
-use devices::pci::root::{
-    CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, PortWindow, Root, Window,
-};
+use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, PortWindow, Root, Window};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};

@@ -114,8 +114,10 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     let counters = Arc::new(Metrics::new(&virtio, &vcpus));
     let mut events = Events::new().map_err(Error::events)?;
     virtio.into_iter().for_each(|worker| add(&mut events, worker));
-    let drives = pc.map(|pc| pc.drives).unwrap_or_default();
-    drives.into_iter().for_each(|worker| add(&mut events, worker));
+    if let Some(pc) = pc {
+        pc.drives.into_iter().for_each(|worker| add(&mut events, worker));
+        pc.cards.into_iter().for_each(|worker| add(&mut events, worker));
+    }
     add(&mut events, EndWatch(ending.clone()));
     add(&mut events, SignalWatch { signals, ending: ending.clone() });
     // Kept here, so that its last report comes after the end.

@@ -10,27 +10,32 @@
 
 use super::board::Board;
 use super::error::Error;
-use super::slots::open_image;
-use crate::config::{Config, DiskBus};
+use super::slots::{open_image, open_tap};
+use crate::config::{Config, DiskBus, NetModel};
 use crate::memory::Ram;
 use crate::vm::Vm;
 use arch::acpi::{self, PciInterrupt};
 use arch::layout;
 use devices::backend::disk::{Disk, RawDisk, RawOptions};
+use devices::backend::tap::Tap;
 use devices::irq::IrqLine;
 use devices::legacy::ide::{self, Channel, Ide, Kind, SharedChannel, Unit};
+use devices::legacy::nic::{self, Ne2000, Place, Rtl8139};
 use devices::legacy::piix::pm::{self, PowerManagement};
 use devices::legacy::piix::{DEVICE as PIIX, HARD_RESET, HostBridge, IsaBridge, RESET_CONTROL};
-use devices::pci::intx::{InterruptInputs, Router};
+use devices::pci::intx::{InterruptInputs, Router, STANDARD_ROUTES, line_of};
 use devices::pci::root::SharedFunction;
 use kvm_ioctls::VmFd;
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 /// Drives and cards, opened before anything else happens.
 #[derive(Default)]
 pub struct Parts {
     drives: VecDeque<Drive>,
+    cards: Vec<(Tap, [u8; 6])>,
+    model: Option<NetModel>,
 }
 
 struct Drive {
@@ -43,7 +48,7 @@ struct Drive {
 /// Opens what is behind IDE drives and cards that are not virtio's.
 pub fn open(config: &Config) -> Result<Parts, Error> {
     let choices = config.choices();
-    let mut parts = Parts::default();
+    let mut parts = Parts { model: Some(choices.net_model), ..Parts::default() };
     if !choices.virtio_disks() {
         for (number, disk) in config.all_disks().enumerate() {
             let serial = disk.serial.clone().unwrap_or_else(|| format!("MICROVM{number}"));
@@ -57,6 +62,9 @@ pub fn open(config: &Config) -> Result<Parts, Error> {
         let image = Box::new(RawDisk::open(path, options)?);
         let (serial, dma) = ("MICROVMCD".to_owned(), choices.disk_bus != DiskBus::IdePio);
         parts.drives.push_back(Drive { kind: Kind::Cd, image, serial, dma });
+    }
+    for net in config.nets.iter().filter(|_| !choices.virtio_nets()) {
+        parts.cards.push(open_tap(net)?);
     }
     Ok(parts)
 }
@@ -80,6 +88,8 @@ pub struct Pc {
     pub functions: Vec<SharedFunction>,
     /// What serves drives on the event loop.
     pub drives: Vec<ide::Worker>,
+    /// What serves network cards.
+    pub cards: Vec<nic::Worker>,
 }
 
 /// Where the BARs of device `number` are first: a part of each window.
@@ -95,20 +105,33 @@ impl Pc {
     pub fn build(parts: Parts, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Self, Error> {
         let inputs: Arc<dyn InterruptInputs> = Arc::new(KvmInputs(vm.fd.clone()));
         let router = Router::new(inputs.clone());
-        let Parts { drives } = parts;
+        let Parts { drives, cards, model } = parts;
         let channels = channels(drives, vm)?;
         let mut workers = Vec::new();
         for (i, channel) in channels.iter().enumerate() {
-            board.add_ports(ide::COMMAND_PORTS[i], ide::COMMAND_SIZE, ide::CommandPorts(channel.clone()))?;
+            board.add_ports(
+                ide::COMMAND_PORTS[i],
+                ide::COMMAND_SIZE,
+                ide::CommandPorts(channel.clone()),
+            )?;
             board.add_ports(ide::CONTROL_PORTS[i], 1, ide::ControlPort(channel.clone()))?;
             workers.push(ide::Worker::new(channel.clone(), ram.clone()));
         }
         let power = Arc::new(Mutex::new(PowerManagement::new(inputs, board.power())));
         board.add_shared(pm::BASE, pm::SIZE, power.clone())?;
         let ide: SharedFunction = Arc::new(Mutex::new(Ide::new(channels, bars(PIIX).1)));
-        let isa = IsaBridge::new(router, Some(ide), power);
-        let functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
-        let interrupts: Vec<PciInterrupt> = Vec::new();
+        let isa = IsaBridge::new(router.clone(), Some(ide), power);
+        let mut functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
+        let (mut interrupts, mut served) = (Vec::new(), Vec::new());
+        for (device, (tap, mac)) in (PIIX + 1..).zip(cards) {
+            let irq = STANDARD_ROUTES[line_of(device, INTA)];
+            interrupts.push(PciInterrupt { device, pin: INTA, gsi: irq.into() });
+            let (memory, ports) = bars(device);
+            let place = Place { memory, ports, pin: router.pin(device, INTA), irq, mac };
+            let (function, worker) = card(model, place, tap, ram).map_err(Error::host("net"))?;
+            functions.push(function);
+            served.push(worker);
+        }
         board.describe_pc(acpi::Pc {
             event_block: pm::EVENT_BLOCK,
             control_block: pm::CONTROL_BLOCK,
@@ -119,15 +142,30 @@ impl Pc {
             interrupts,
         });
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
-        Ok(Self { bridge, functions, drives: workers })
+        Ok(Self { bridge, functions, drives: workers, cards: served })
     }
 }
 
+/// The pin of a card of one function.
+const INTA: u8 = 1;
+
+/// A card of the model that was asked for.
+fn card(
+    model: Option<NetModel>,
+    place: Place,
+    tap: Tap,
+    ram: &Ram,
+) -> io::Result<(SharedFunction, nic::Worker)> {
+    if model == Some(NetModel::Ne2000) {
+        let card = Arc::new(Mutex::new(Ne2000::new(place, Box::new(tap))?));
+        return Ok((card.clone(), nic::Worker::new(card)));
+    }
+    let card = Arc::new(Mutex::new(Rtl8139::new(place, ram.clone(), Box::new(tap))?));
+    Ok((card.clone(), nic::Worker::new(card)))
+}
+
 /// The channels with their drives: both of the first, then both of the second.
-fn channels(
-    mut drives: VecDeque<Drive>,
-    vm: &Vm,
-) -> Result<[SharedChannel; ide::CHANNELS], Error> {
+fn channels(mut drives: VecDeque<Drive>, vm: &Vm) -> Result<[SharedChannel; ide::CHANNELS], Error> {
     let mut channel = |irq: u32| {
         let line = IrqLine::new().map_err(Error::host("eventfd"))?;
         vm.connect_irq(&line, irq)?;

@@ -151,9 +151,15 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net) -> Result<Slot, Error> {
+/// Opens a network card's interface; with the card's address.
+pub fn open_tap(net: &config::Net) -> Result<(Tap, [u8; 6]), Error> {
     let tap = Tap::open(&net.tap)?;
     let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
+    Ok((tap, mac))
+}
+
+fn open_net(net: &config::Net) -> Result<Slot, Error> {
+    let (tap, mac) = open_tap(net)?;
     let mtu = tap.mtu;
     Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
 }

@@ -105,7 +105,10 @@ impl Unit {
             self.state.sense = [0; 3];
         }
         match packet[0] {
-            TEST_UNIT_READY | START_STOP_UNIT | PREVENT_ALLOW_MEDIUM_REMOVAL | SEEK_10
+            TEST_UNIT_READY
+            | START_STOP_UNIT
+            | PREVENT_ALLOW_MEDIUM_REMOVAL
+            | SEEK_10
             | SET_CD_SPEED => self.done(),
             REQUEST_SENSE => {
                 let sense = self.sense_data();
@@ -200,8 +203,7 @@ impl Unit {
                 [0, minute, (frame / FRAMES % 60) as u8, (frame % FRAMES) as u8]
             }
         };
-        let descriptor =
-            |track, block| [&[0, DATA_TRACK, track, 0][..], &address(block)].concat();
+        let descriptor = |track, block| [&[0, DATA_TRACK, track, 0][..], &address(block)].concat();
         let mut body = vec![1, 1];
         match format {
             0 if first <= 1 => {
@@ -221,9 +223,8 @@ impl Unit {
         const CD_ROM: u16 = 0x0008;
         const DVD_ROM: u16 = 0x0010;
         let current = if self.state.len > CD_BYTES { DVD_ROM } else { CD_ROM };
-        let profile = |number: u16| {
-            [&number.to_be_bytes()[..], &[u8::from(number == current), 0]].concat()
-        };
+        let profile =
+            |number: u16| [&number.to_be_bytes()[..], &[u8::from(number == current), 0]].concat();
         let features: [(u16, u8, Vec<u8>); 4] = [
             // Profile list; core (ATAPI); removable medium (a tray);
             // random readable (blocks of 2048 bytes).

@@ -1,7 +1,7 @@
 //! One channel: the registers of its drives, its bus master and its interrupt.
 
 use super::media::{Failure, Table, Work};
-use super::unit::{self, BSY, DEV, Next, Phase, READY, DRQ, Unit};
+use super::unit::{self, BSY, DEV, DRQ, Next, Phase, READY, Unit};
 use super::{COMMAND_SIZE, DRIVES};
 use crate::irq::IrqLine;
 use serde::{Deserialize, Serialize};

@@ -129,7 +129,8 @@ pub fn hostile(program: &[u8]) {
                 for (offset, value) in [(6, a), (2, b), (3, c), (4, 0), (5, 0)] {
                     bench.write(offset, value);
                 }
-                bench.write(7, [0x20, 0x30, 0xc8, 0xca, 0x25, 0x35, 0xa0, 0xec][usize::from(c % 8)]);
+                bench
+                    .write(7, [0x20, 0x30, 0xc8, 0xca, 0x25, 0x35, 0xa0, 0xec][usize::from(c % 8)]);
             }
         }
         while a & 1 == 0 && bench.worker.run() {}
