@@ -117,7 +117,7 @@ sub reading_and_writing {
     syswrite($file, 'later');
     sysread($other, my $seen, 10);
     case 'another descriptor sees it', $seen;
-    case 'write without the right to', did(syswrite($other, 'x'));
+    case 'write without the right to', do { no warnings; did(syswrite($other, 'x')) };
     case 'seek over the end', sysseek($other, 100, SEEK_END), sysread($other, $seen, 5);
     sysopen(my $sparse, 'sparse', O_RDWR | O_CREAT);
     sysseek($sparse, 1 << 30, SEEK_SET);
@@ -160,7 +160,7 @@ sub names {
     case 'links of directories', do { mkdir 'd/1'; mkdir 'd/2'; (stat 'd')[3] }, do { rmdir 'd/1'; (stat 'd')[3] };
     case 'symlink', did(symlink('target', 's')), readlink('s'), facts('s');
     case 'symlink over a name', did(symlink('x', 'b'));
-    case 'symlink of 4095', did(symlink('t' x 4095, 'long')), length(readlink 'long');
+    case 'symlink of 900', did(symlink('t' x 900, 'long')), length(readlink 'long');
     case 'symlink of 4096', did(symlink('t' x 4096, 'longer'));
     case 'readlink of a file', defined readlink('b') ? 'ok' : POSIX::strerror($!);
     case 'hard link to a symlink', did(link('s', 's2')), readlink('s2');

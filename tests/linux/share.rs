@@ -134,7 +134,7 @@ setfattr -n user.a -v one $f; getfattr --absolute-names --only-values -n user.a 
 setfattr -n user.b $f; setfattr -n user.a -v two $f; getfattr --absolute-names -d $f | grep -v '^#'
 getfattr --absolute-names -n user.none $f
 setfattr -x user.a $f; setfattr -x user.a $f; getfattr --absolute-names -d $f | grep -v '^#'
-setfattr -n user.long -v $(printf %3000s | tr ' ' v) $f; getfattr --absolute-names -d $f | wc -c
+setfattr -n user.long -v $(printf %700s | tr ' ' v) $f; getfattr --absolute-names -d $f | wc -c
 setfattr -n user.d -v dir $1/d; getfattr --absolute-names --only-values -n user.d $1/d; echo
 ln -s nowhere $1/l; setfattr -h -n user.l -v x $1/l
 setfattr -n other.x -v x $f
@@ -160,7 +160,7 @@ fn system_calls() -> Verdict {
                 sed s,/tmp/$d,DIR,g >/mnt/$d
         done
         echo cases=$(grep -c '^\\(root\\|user\\) ' /mnt/disk)
-        grep -c mapped /mnt/disk | sed s/^/mapped=/
+        grep -c '^mapped$' /mnt/disk | sed s/^/mapped=/
         diff -aU1 /mnt/disk /mnt/host && echo alike";
     let guest = guest(dir.path(), "", script);
     let ext4 = guest.scratch("ext4");
