@@ -6,4 +6,5 @@ pub mod disk;
 pub mod port;
 pub mod share;
 pub mod tap;
+pub mod vhost;
 pub mod vsock;
