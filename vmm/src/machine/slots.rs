@@ -4,7 +4,7 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
-use crate::config::{self, Config, Format, Transport};
+use crate::config::{self, Config, Format, NetBackend, Transport};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
@@ -143,8 +143,14 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
 }
 
 fn open_net(net: &config::Net) -> Result<Slot, Error> {
-    let tap = Tap::open(&net.tap)?;
-    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
+    let NetBackend::Tap(name) = &net.backend else {
+        return Err(Error::Internal {
+            what: "net user",
+            source: std::io::ErrorKind::Unsupported.into(),
+        });
+    };
+    let tap = Tap::open(name)?;
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
     let mtu = tap.mtu;
     Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
 }
