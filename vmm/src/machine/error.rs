@@ -32,6 +32,9 @@ pub enum Error {
     /// A network card or its TAP.
     #[error(transparent)]
     Net(#[from] devices::backend::tap::TapError),
+    /// A user-mode network.
+    #[error(transparent)]
+    UserNet(#[from] devices::backend::user::UserNetError),
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),

@@ -12,6 +12,7 @@ use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
 use devices::backend::share::Share;
 use devices::backend::tap::Tap;
+use devices::backend::user::{self, Forward, UserNet};
 use devices::backend::vsock::UnixSockets;
 use devices::bus::lock;
 use devices::irq::IrqLine;
@@ -27,6 +28,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -68,8 +70,8 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
     for disk in config.all_disks() {
         slots.push(open_disk(config, disk)?);
     }
-    for net in &config.nets {
-        slots.push(open_net(net)?);
+    for (number, net) in config.nets.iter().enumerate() {
+        slots.push(open_net(net, number)?);
     }
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
@@ -142,17 +144,39 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net) -> Result<Slot, Error> {
-    let NetBackend::Tap(name) = &net.backend else {
-        return Err(Error::Internal {
-            what: "net user",
-            source: std::io::ErrorKind::Unsupported.into(),
-        });
+fn open_net(net: &config::Net, number: usize) -> Result<Slot, Error> {
+    let (name, user) = match &net.backend {
+        NetBackend::Tap(tap) => (tap.clone(), None),
+        // Each card of the guest needs another address.
+        NetBackend::User(user) => (format!("user{number}"), Some(user)),
     };
-    let tap = Tap::open(name)?;
-    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
-    let mtu = tap.mtu;
-    Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&name));
+    let (backend, mtu): (Box<dyn devices::virtio::net::NetBackend>, _) = match user {
+        None => {
+            let tap = Tap::open(&name)?;
+            let mtu = tap.mtu;
+            (Box::new(tap), mtu)
+        }
+        Some(user) => (Box::new(open_user_net(user, mac)?), Some(user::MTU)),
+    };
+    Ok(Arc::new(Mutex::new(Net::new(mac, mtu, backend))))
+}
+
+fn open_user_net(wanted: &config::UserNet, mac: [u8; 6]) -> Result<UserNet, Error> {
+    let forwards = wanted.hostfwd.iter().map(|forward| Forward {
+        protocol: match forward.protocol {
+            config::Protocol::Tcp => user::Protocol::Tcp,
+            config::Protocol::Udp => user::Protocol::Udp,
+        },
+        host: SocketAddrV4::new(forward.address, forward.host),
+        guest: forward.guest,
+    });
+    let options = user::Options {
+        host_loopback: wanted.host_loopback,
+        resolvers: user::resolvers(),
+        forwards: forwards.collect(),
+    };
+    Ok(UserNet::new(mac, options)?)
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {

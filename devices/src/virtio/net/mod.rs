@@ -76,12 +76,21 @@ pub trait NetBackend: Send {
     /// Sends one frame, of at most `UIO_MAXIOV` pieces. A full backend drops
     /// it, as networks do.
     fn send(&mut self, frame: &mut IoVecs<'_>) -> io::Result<()>;
+    /// The driver has sent what it had, for now. A backend that answers by itself
+    /// says whether there are frames.
+    fn flush(&mut self) -> bool {
+        false
+    }
     /// Receives one frame into `frame`, of fewer than `UIO_MAXIOV` pieces, and
     /// what does not fit there into `rest`. Returns the length of both; `None`:
     /// there is no frame.
     fn receive(&mut self, frame: &mut IoVecs<'_>, rest: &mut [u8]) -> io::Result<Option<usize>>;
     /// A descriptor that becomes readable when there are frames.
     fn source(&self) -> Option<RawFd>;
+    /// What the backend has counted itself.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// What a card has moved.
@@ -214,7 +223,10 @@ impl Net {
         if queue.needs_interrupt(mem)? {
             interrupt.queue(TRANSMIT);
         }
-        Ok(())
+        match self.backend.flush() {
+            true => self.receive(),
+            false => Ok(()),
+        }
     }
 }
 
@@ -287,7 +299,7 @@ impl VirtioDevice for Net {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.counters.all()
+        self.counters.all().into_iter().chain(self.backend.counters()).collect()
     }
 
     /// A frame that waits for buffers is not part of the state: it is dropped,
