@@ -151,7 +151,8 @@ impl VirtioDevice for Net {
                 sum.1 += value;
             }
         }
-        all.to_vec()
+        let backends = self.pairs.iter().flat_map(|pair| pair.backend.counters());
+        all.into_iter().chain(backends).collect()
     }
 
     fn queue_counters(&self, queue: usize) -> Vec<(&'static str, u64)> {

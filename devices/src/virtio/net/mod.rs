@@ -76,8 +76,9 @@ pub mod features {
 pub const MAX_PAIRS: usize = 16;
 /// Entries of each queue, the control queue among them.
 const QUEUE_SIZE: u16 = 256;
-/// The least and the largest MTU that a driver can be told (5.1.4.1).
-pub const MTUS: std::ops::RangeInclusive<u16> = 68..=65535;
+/// The least MTU that a driver can be told (5.1.4.1), and the largest that a TAP
+/// can have.
+pub const MTUS: std::ops::RangeInclusive<u16> = 68..=65521;
 
 /// `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
@@ -98,6 +99,11 @@ pub trait NetBackend: Send {
     /// Sends one frame, of at most `UIO_MAXIOV` pieces. A full backend drops
     /// it, as networks do.
     fn send(&mut self, frame: &mut IoVecs<'_>) -> io::Result<()>;
+    /// The driver has sent what it had, for now. A backend that answers by itself
+    /// says whether there are frames.
+    fn flush(&mut self) -> bool {
+        false
+    }
     /// Receives one frame into `frame`, of fewer than `UIO_MAXIOV` pieces, and
     /// what does not fit there into `rest`. Returns the length of both; `None`:
     /// there is no frame.
@@ -108,6 +114,10 @@ pub trait NetBackend: Send {
     /// go only to those that do. At first all of them do.
     fn enable(&mut self, _on: bool) -> io::Result<()> {
         Ok(())
+    }
+    /// What the backend has counted itself.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
     }
 }
 
@@ -337,18 +347,21 @@ impl Net {
             return Ok(());
         }
         let index = transmit_queue(pair);
-        let (Some(Some(queue)), Some(pair)) =
+        let (Some(Some(queue)), Some(of_pair)) =
             (active.queues.get_mut(index), self.pairs.get_mut(pair))
         else {
             return Ok(());
         };
-        let Pair { backend, counters, transmitter, .. } = pair;
+        let Pair { backend, counters, transmitter, .. } = of_pair;
         let limit = &mut self.options.transmit;
         transmitter.run(&active.mem, queue, backend.as_mut(), counters, limit)?;
         if queue.needs_interrupt(&active.mem)? {
             active.interrupt.queue(index);
         }
-        Ok(())
+        match backend.flush() {
+            true => self.receive(pair),
+            false => Ok(()),
+        }
     }
 
     /// A limit lets something through again. It may be little, so that each time

@@ -280,8 +280,7 @@ fn limits_hold_for_each_direction_and_starve_no_pair() {
     let mut moved = [0; 4];
     let spend = std::time::Duration::from_millis(400);
     while start.elapsed() < spend {
-        for pair in 0..2 {
-            let wire = &wires[pair];
+        for (pair, wire) in wires.iter().enumerate() {
             if lock(wire).incoming.len() < 16 {
                 lock(wire).incoming.push_back(frame(60));
             }
