@@ -142,6 +142,7 @@ fn needs(config: &Config) -> sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
+        networks: config.nets.iter().any(|net| net.user().is_some()),
     }
 }
 
