@@ -150,6 +150,8 @@ pub struct Streams {
     pub closed: [bool; 3],
     /// Output and error are one and the same.
     pub merged: bool,
+    /// Input is a file: what nobody reads of it is given back.
+    pub rewinds: bool,
 }
 
 /// The size of a terminal.
@@ -298,6 +300,7 @@ impl Streams {
         to.option(&self.terminal, |to, window| window.write(to));
         self.closed.iter().for_each(|closed| to.bool(*closed));
         to.bool(self.merged);
+        to.bool(self.rewinds);
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
@@ -305,6 +308,7 @@ impl Streams {
             terminal: from.option(Window::read)?,
             closed: [from.bool()?, from.bool()?, from.bool()?],
             merged: from.bool()?,
+            rewinds: from.bool()?,
         })
     }
 }

@@ -45,11 +45,12 @@ fn identity() -> impl Strategy<Value = Identity> {
 }
 
 fn streams() -> impl Strategy<Value = Streams> {
-    (any::<Option<(u16, u16)>>(), any::<[bool; 3]>(), any::<bool>()).prop_map(
-        |(size, closed, merged)| Streams {
+    (any::<Option<(u16, u16)>>(), any::<[bool; 3]>(), any::<[bool; 2]>()).prop_map(
+        |(size, closed, [merged, rewinds])| Streams {
             terminal: size.map(|(columns, rows)| Window { columns, rows }),
             closed,
             merged,
+            rewinds,
         },
     )
 }

@@ -1,0 +1,7 @@
+//! A job as a user sees it: what it starts from and what it is given.
+//!
+//! ```text
+//!  image reference ─► image (file system, configuration) ─► a machine of vmm's
+//! ```
+
+pub mod image;
