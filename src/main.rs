@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
 use vmm::exit::{Exit, status};
+use vmm::machine::Attached;
 use vmm::{host, machine};
 
 /// Why nothing ran, or why it ended early.
@@ -89,7 +90,7 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
         signals::block_job_control().map_err(Error::Signals)?;
         signals::block_resize().map_err(Error::Signals)?;
     }
-    Ok(machine::run(config, signals)?)
+    Ok(machine::run(config, Attached { signals: Some(signals), ..Attached::default() })?)
 }
 
 fn examine(json: bool) -> Result<u8, Error> {

@@ -15,9 +15,7 @@ mod root;
 mod streams;
 mod system;
 
-use guest::protocol::{
-    Decoder, MAX_TO_GUEST, Spec, ToGuest, ToHost, VERSION, port,
-};
+use guest::protocol::{Decoder, MAX_TO_GUEST, Spec, ToGuest, ToHost, VERSION, port};
 use process::{Change, NoJob};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -181,4 +179,3 @@ fn signal(alive: &Alive, number: u8, group: bool) {
         unsafe { libc::kill(target, number.into()) };
     }
 }
-

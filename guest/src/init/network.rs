@@ -50,10 +50,9 @@ fn address(bytes: [u8; 4]) -> libc::sockaddr {
 
 fn configure(socket: &OwnedFd, card: &Network) -> io::Result<()> {
     let mask = u32::MAX.checked_shl(32u32.saturating_sub(card.prefix.into())).unwrap_or(0);
-    for (call, value) in [
-        (libc::SIOCSIFADDR, card.address),
-        (libc::SIOCSIFNETMASK, mask.to_be_bytes()),
-    ] {
+    for (call, value) in
+        [(libc::SIOCSIFADDR, card.address), (libc::SIOCSIFNETMASK, mask.to_be_bytes())]
+    {
         let mut request = request("eth0");
         request.ifr_ifru.ifru_addr = address(value);
         // SAFETY: as above.

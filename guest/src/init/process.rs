@@ -52,7 +52,9 @@ enum Step {
 /// Starts the job; its descriptors are closed here.
 pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
     let name = spec.arguments.first().ok_or_else(|| Fault("no program".to_owned()))?;
-    let strings = |words: &[Vec<u8>]| words.iter().map(|word| c_string(word)).collect();
+    let strings = |words: &[Vec<u8>]| -> io::Result<Vec<CString>> {
+        words.iter().map(|word| c_string(word)).collect()
+    };
     let plan = Plan {
         spec,
         stdio: stdio.each_ref().map(|fd| fd.as_ref().map_or(-1, OwnedFd::as_raw_fd)),
@@ -85,12 +87,12 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
             // SAFETY: the child has ended or is about to.
             unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
             let [step, errno @ ..] = message;
-            Err(explain(spec, step, io::Error::from_raw_os_error(i32::from_le_bytes(errno))))
+            Err(explain(spec, step, &io::Error::from_raw_os_error(i32::from_le_bytes(errno))))
         }
     }
 }
 
-fn explain(spec: &Spec, step: u8, error: io::Error) -> NoJob {
+fn explain(spec: &Spec, step: u8, error: &io::Error) -> NoJob {
     let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let program = spec.arguments.first().map(|word| name(word)).unwrap_or_default();
     let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
@@ -100,7 +102,7 @@ fn explain(spec: &Spec, step: u8, error: io::Error) -> NoJob {
         s if s == Step::Directory as u8 => (Failure::Setup, name(&spec.directory)),
         _ => (Failure::Setup, "identity of the job".to_owned()),
     };
-    let Err(Fault(text)) = Err::<(), _>(error).about(what) else { unreachable!() };
+    let Fault(text) = Fault::new(what, error);
     NoJob { kind, text }
 }
 

@@ -134,12 +134,8 @@ fn open_device(path: &CStr) -> std::io::Result<File> {
 
 /// Gives a terminal another size; whoever runs in it gets `SIGWINCH`.
 pub fn resize(terminal: &File, window: Window) {
-    let size = libc::winsize {
-        ws_row: window.rows,
-        ws_col: window.columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size =
+        libc::winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the struct lives across the call, which only reads it.
     unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
 }

@@ -28,11 +28,16 @@ pub trait About<T> {
 
 impl<T> About<T> for io::Result<T> {
     fn about(self, what: impl fmt::Display) -> Result<T, Fault> {
-        self.map_err(|error| {
-            let text = error.to_string();
-            let text = text.split(" (os error").next().unwrap_or(&text);
-            Fault(format!("{what}: {text}"))
-        })
+        self.map_err(|error| Fault::new(what, &error))
+    }
+}
+
+impl Fault {
+    /// `what: error`.
+    pub fn new(what: impl fmt::Display, error: &io::Error) -> Self {
+        let text = error.to_string();
+        let text = text.split(" (os error").next().unwrap_or(&text);
+        Self(format!("{what}: {text}"))
     }
 }
 

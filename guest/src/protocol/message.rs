@@ -164,7 +164,8 @@ impl ToHost {
                 };
                 frame.u8(kind);
                 frame.u8(value);
-                [usage.user, usage.system, usage.resident, *input].map(|value| frame.u64(value));
+                let numbers = [usage.user, usage.system, usage.resident, *input];
+                numbers.iter().for_each(|number| frame.u64(*number));
                 frame.finish()
             }
         }
@@ -193,11 +194,8 @@ impl ToHost {
                     (1, signal) => How::Signalled(signal),
                     (other, _) => return Err(Error::Unknown(other)),
                 };
-                let usage = Usage {
-                    user: reader.u64()?,
-                    system: reader.u64()?,
-                    resident: reader.u64()?,
-                };
+                let usage =
+                    Usage { user: reader.u64()?, system: reader.u64()?, resident: reader.u64()? };
                 Self::Ended { how, usage, input: reader.u64()? }
             }
             other => return Err(Error::Unknown(other)),

@@ -25,11 +25,8 @@ fn root() -> impl Strategy<Value = Root> {
 }
 
 fn identity() -> impl Strategy<Value = Identity> {
-    let limit = any::<(u8, u64, u64)>().prop_map(|(resource, soft, hard)| Limit {
-        resource,
-        soft,
-        hard,
-    });
+    let limit =
+        any::<(u8, u64, u64)>().prop_map(|(resource, soft, hard)| Limit { resource, soft, hard });
     let groups = prop::collection::vec(any::<u32>(), 0..5);
     let limits = prop::collection::vec(limit, 0..5);
     (any::<(u32, u32, u32, u64)>(), groups, limits).prop_map(
@@ -81,11 +78,7 @@ fn spec() -> impl Strategy<Value = Spec> {
                 .map(|(path, content, append)| File { path, content, append })
                 .collect(),
             hostname,
-            network: network.map(|(address, prefix, gateway)| Network {
-                address,
-                prefix,
-                gateway,
-            }),
+            network: network.map(|(address, prefix, gateway)| Network { address, prefix, gateway }),
             identity,
             arguments,
             environment,
@@ -100,18 +93,14 @@ fn to_guest() -> impl Strategy<Value = ToGuest> {
     prop_oneof![
         spec().prop_map(|spec| ToGuest::Start(Box::new(spec))),
         any::<(u8, bool)>().prop_map(|(number, group)| ToGuest::Signal { number, group }),
-        any::<(u16, u16)>()
-            .prop_map(|(columns, rows)| ToGuest::Resize(Window { columns, rows })),
+        any::<(u16, u16)>().prop_map(|(columns, rows)| ToGuest::Resize(Window { columns, rows })),
     ]
 }
 
 fn to_host() -> impl Strategy<Value = ToHost> {
     let kind =
         prop_oneof![Just(Failure::Setup), Just(Failure::NotExecutable), Just(Failure::NotFound)];
-    let how = prop_oneof![
-        any::<u8>().prop_map(How::Exited),
-        any::<u8>().prop_map(How::Signalled)
-    ];
+    let how = prop_oneof![any::<u8>().prop_map(How::Exited), any::<u8>().prop_map(How::Signalled)];
     prop_oneof![
         any::<u32>().prop_map(|version| ToHost::Hello { version }),
         Just(ToHost::Started),

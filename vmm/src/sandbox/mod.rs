@@ -101,6 +101,10 @@ const VSOCK: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+/// Beside those, on the event loop of a machine with streams that were prepared:
+/// there is nothing to connect to.
+const STREAMS: &[i64] = &[libc::SYS_sendmsg, libc::SYS_shutdown];
+
 /// Beside those, on the event loop of a machine that shares directories: what
 /// can be done to files. That none outside is reached is the share's own doing.
 const SHARES: &[i64] = &[
@@ -188,6 +192,8 @@ pub struct Needs {
     pub listening: bool,
     /// Directories of the host in the guest.
     pub shares: bool,
+    /// Streams between the guest and this process.
+    pub streams: bool,
 }
 
 /// The filter of the thread that runs the event loop.
@@ -200,6 +206,9 @@ pub fn event_loop(needs: Needs) -> Filter {
     }
     if needs.shares {
         lists.push(SHARES);
+    }
+    if needs.streams {
+        lists.push(STREAMS);
     }
     if needs.listening {
         lists.push(LISTENING);
