@@ -207,7 +207,9 @@ fn feed(mut from: File, to: Arc<File>, state: &Input) {
     state.unread.store(unread(&to), Ordering::SeqCst);
     *pipe = None;
     drop(to);
-    shutdown(&from, libc::SHUT_RD);
+    // In both directions: only so does the host's end hang up, which is what its
+    // reader of the runner's input waits for.
+    shutdown(&from, libc::SHUT_RDWR);
 }
 
 /// How much lies in a pipe.
