@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::fs::File;
@@ -326,6 +327,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    Run(Box<RunArgs>),
 }
 
 /// What to report.
