@@ -9,9 +9,17 @@
 //! depths are capped, and nothing of an image is ever unpacked into the host's
 //! file system.
 
+pub mod content;
+pub mod erofs;
 pub mod error;
+pub mod layer;
+pub mod limits;
 pub mod probe;
+pub mod progress;
 pub mod reference;
+pub mod stream;
+pub mod tar;
+pub mod tree;
 
 pub use error::{Error, Result};
 pub use probe::{FileSystem, Kind, probe};
