@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::image_commands::ImageCommand;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::fs::File;
@@ -295,6 +296,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Image(ImageCommand),
 }
 
 /// What to report.

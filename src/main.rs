@@ -3,6 +3,7 @@
 
 mod args;
 mod doctor;
+mod image_commands;
 mod logger;
 
 use args::{Args, ArgsError, Command};
@@ -26,6 +27,8 @@ enum Error {
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
     Output(io::Error),
+    #[error(transparent)]
+    Image(#[from] job::image::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -34,7 +37,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) => status::INPUT,
             Self::Machine(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
+        Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
     })
 }

@@ -9,14 +9,27 @@
 //! depths are capped, and nothing of an image is ever unpacked into the host's
 //! file system.
 
+pub mod blobs;
+pub mod build;
+pub mod built;
+pub mod cache;
+pub mod config;
 pub mod content;
+pub mod digest;
+pub mod directory;
 pub mod erofs;
 pub mod error;
+pub mod identity;
+pub mod inspect;
 pub mod layer;
 pub mod limits;
+pub mod oci;
+pub mod open;
 pub mod probe;
 pub mod progress;
 pub mod reference;
+pub mod sif;
+pub mod source;
 pub mod stream;
 pub mod tar;
 pub mod tree;

@@ -105,6 +105,11 @@ impl Stream {
         Ok(self.digest.map(|digest| digest.finalize().into()))
     }
 
+    /// Whether it is in its file as it is.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.decoder, Decoder::Plain(_))
+    }
+
     /// Bytes of the compressed layer that have been read so far.
     pub fn progress(&self) -> Rc<Cell<u64>> {
         self.compressed.clone()
