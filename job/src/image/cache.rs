@@ -105,15 +105,17 @@ impl Cache {
         }
         let path = self.file(digest);
         let lock = self.lock(&path.with_extension("lock"))?;
-        if let Some(found) = self.find(digest) {
-            return Ok(found);
-        }
-        let unpacked = unpack_image(image, &self.directory, progress)?;
-        build_unpacked(unpacked, &path, Options::default(), progress)?;
+        // Another may have done it while we waited.
+        let made = match self.find(digest) {
+            Some(_) => Ok(()),
+            None => unpack_image(image, &self.directory, progress).and_then(|unpacked| {
+                build_unpacked(unpacked, &path, Options::default(), progress)?;
+                self.prune(self.size, Some(&path)).map(drop)
+            }),
+        };
         drop(fs::remove_file(path.with_extension("lock")));
         drop(lock);
-        self.prune(self.size, Some(&path))?;
-        Ok(path)
+        made.map(|()| path)
     }
 
     /// Makes the directory and waits for a lock in it.

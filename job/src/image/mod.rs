@@ -20,8 +20,12 @@ pub mod directory;
 pub mod erofs;
 pub mod error;
 pub mod identity;
+#[cfg(test)]
+mod image_test;
 pub mod inspect;
 pub mod layer;
+#[cfg(test)]
+mod layer_test;
 pub mod limits;
 pub mod oci;
 pub mod open;
@@ -32,6 +36,10 @@ pub mod sif;
 pub mod source;
 pub mod stream;
 pub mod tar;
+#[cfg(test)]
+mod tar_test;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tree;
 
 pub use error::{Error, Result};

@@ -344,3 +344,19 @@ fn is_layer(media_type: &str) -> bool {
     let kind = kind.strip_suffix(".gzip").or_else(|| kind.strip_suffix(".zstd")).unwrap_or(kind);
     KINDS.contains(&kind) && !media_type.ends_with("+encrypted")
 }
+
+/// Parses what may be anything, for a fuzzer.
+#[cfg(any(test, feature = "testing"))]
+pub fn hostile(bytes: &[u8]) {
+    let blobs = Blobs::Directory("layout".into());
+    if let Ok(manifest) = parse::<Manifest>(&blobs, "index.json", bytes)
+        && let Some(all) = manifest.manifests
+    {
+        let _ = choose(&blobs, all, None);
+    }
+    let _ = parse::<Vec<Saved>>(&blobs, "manifest.json", bytes);
+    if let Ok(document) = parse::<Document>(&blobs, "config", bytes) {
+        let _ = check(&blobs, &document, 1);
+        image("oci", Digest::of(bytes), document, Vec::new());
+    }
+}
