@@ -18,6 +18,8 @@ const TARGETS: [&str; 8] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs
 const BRIEF: u64 = 10;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.
 const LENGTH: u32 = 1024;
+/// Bytes of an archive: its blocks are 512 bytes.
+const ARCHIVE: u32 = 8192;
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -84,10 +86,11 @@ fn fuzz(build: &Path, target: &str, seconds: u64) -> Result<String> {
     fs::create_dir_all(&learnt)?;
     fs::create_dir_all(&crashes)?;
     let program = build.join(TARGET).join("release").join(target);
+    let length = if target == "image" { ARCHIVE } else { LENGTH };
     let mut command = Command::new(&program);
     command
         .arg(format!("-max_total_time={seconds}"))
-        .arg(format!("-max_len={LENGTH}"))
+        .arg(format!("-max_len={length}"))
         .arg(format!("-artifact_prefix={}/{target}-", crashes.display()))
         .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=1024"])
         .arg(&learnt)

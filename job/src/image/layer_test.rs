@@ -217,3 +217,46 @@ proptest! {
         hostile(&[&[1], &bytes[..]].concat());
     }
 }
+
+/// Where the fuzzer starts from: `cargo test -p job corpus -- --ignored`.
+#[test]
+#[ignore = "writes fuzz/corpus/image"]
+fn corpus() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/image");
+    std::fs::create_dir_all(&directory).unwrap();
+    let lower = Archive::default()
+        .records(&[("path", b"long/name"), ("SCHILY.xattr.user.a", b"1")])
+        .file("x", b"content")
+        .symlink("l", "long")
+        .link("h", "l/name");
+    let upper = Archive::default()
+        .file("l/.wh.name", b"")
+        .file("long/.wh..wh..opq", b"")
+        .entry(b'L', b"L", b"", b"gnu/name")
+        .entry(b'3', b"dev", b"", b"")
+        .directory("..")
+        .file("../x", b"");
+    let both = [&lower.0[..], &upper.0].concat();
+    let index = r#"{"manifests":[{"digest":"sha256:00","size":1,"platform":{"os":"linux"}}]}"#;
+    let config = r#"{"os":"linux","config":{"Env":["a"]},"rootfs":{"diff_ids":["sha256:0"]}}"#;
+    let saved = r#"[{"Config":"c","RepoTags":["a:b"],"Layers":["l"]}]"#;
+    let mut sif = vec![0; 128];
+    sif[32..48].copy_from_slice(b"SIF_MAGIC\x0001\x0002\0");
+    let mut descriptor = vec![0; 585];
+    descriptor[..5].copy_from_slice(&[4, 0x40, 0, 0, 1]);
+    descriptor[205] = 2;
+    descriptor[209..212].copy_from_slice(b"02\0");
+    let seeds: [(u8, &[u8]); 8] = [
+        (2, &lower.0),
+        (2, &upper.0),
+        (3, &both),
+        (1, index.as_bytes()),
+        (1, config.as_bytes()),
+        (1, saved.as_bytes()),
+        (0, &sif),
+        (0, &descriptor),
+    ];
+    for (number, (kind, bytes)) in seeds.into_iter().enumerate() {
+        std::fs::write(directory.join(number.to_string()), [&[kind], bytes].concat()).unwrap();
+    }
+}
