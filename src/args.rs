@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::image_commands::ImageCommand;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -328,6 +329,8 @@ pub enum Command {
         json: bool,
     },
     Run(Box<RunArgs>),
+    #[command(flatten)]
+    Image(ImageCommand),
 }
 
 /// What to report.
