@@ -46,6 +46,7 @@ fn help_documents_everything() {
         "--pv-features",
         "--cdrom",
         "doctor",
+        "spectrum",
         "Examples:",
         "Exit status:",
         "Ctrl-a x",

@@ -1,7 +1,8 @@
 //! Where on the spectrum of virtualization a machine is: a mode, and the
 //! switches that it presets.
 
-use super::{Config, ConfigError, Transport};
+use super::{Config, ConfigError, Transport, Vhost};
+use devices::virtio::block::Engine;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
@@ -242,9 +243,30 @@ impl Config {
         if drives > MAX_DRIVES {
             return Err(ConfigError::Drives(drives));
         }
+        self.validate_real_devices(&choices)?;
         if choices.intr != Intr::Pv && self.pv_features != PvFeatures::default() {
             let why = "only --intr pv has any: use it, or leave --pv-features out";
             return refuse("pv-features", &self.pv_features, why);
+        }
+        Ok(())
+    }
+
+    /// Drives and cards of real machines have no queues, limits and offloads.
+    fn validate_real_devices(&self, choices: &Choices) -> Result<(), ConfigError> {
+        for disk in self.all_disks().filter(|_| !choices.virtio_disks()) {
+            let plain = disk.rate.is_none() && disk.ops.is_none() && disk.queues.is_none();
+            if !plain || disk.engine != Engine::default() {
+                let why = "rate=, ops=, queues= and engine= are for --disk-bus virtio";
+                return Err(ConfigError::Disk { path: disk.path.display().to_string(), why });
+            }
+        }
+        for net in self.nets.iter().filter(|_| !choices.virtio_nets()) {
+            let plain = net.rate.is_none() && net.ops.is_none() && net.queues.is_none();
+            if !plain || net.mtu.is_some() || net.vhost != Vhost::Off {
+                let why = "rate=, ops=, queues=, mtu= and vhost= are for --net-model virtio";
+                let (what, value) = ("net", net.backend.name().to_owned());
+                return Err(ConfigError::Choice { what, value, why });
+            }
         }
         Ok(())
     }
@@ -419,7 +441,21 @@ mod tests {
 
     #[test]
     fn mixtures_that_cannot_work_are_refused_with_the_reason() {
-        let cases: [(fn(&mut Config), &str); 9] = [
+        let cases: [(fn(&mut Config), &str); 11] = [
+            (
+                |c| {
+                    c.mode = Mode::Hvm;
+                    c.disks = vec!["d,rate=1M".parse().unwrap()];
+                },
+                "--disk-bus virtio",
+            ),
+            (
+                |c| {
+                    c.mode = Mode::Hvm;
+                    c.nets = vec!["tap=t,queues=2".parse().unwrap()];
+                },
+                "--net-model virtio",
+            ),
             (|c| c.board = Some(BoardKind::Bios), "not yet"),
             (|c| c.board = Some(BoardKind::Real16), "not yet"),
             (|c| c.intr = Some(Intr::User), "not yet"),

@@ -10,14 +10,13 @@
 
 use super::board::Board;
 use super::error::Error;
-use super::slots::{open_image, open_tap};
+use super::slots::{open_image, open_wire};
 use crate::config::{Config, DiskBus, NetModel};
 use crate::memory::Ram;
 use crate::vm::Vm;
 use arch::acpi::{self, PciInterrupt};
 use arch::layout;
 use devices::backend::disk::{Disk, RawDisk, RawOptions};
-use devices::backend::tap::Tap;
 use devices::irq::IrqLine;
 use devices::legacy::ide::{self, Channel, Ide, Kind, SharedChannel, Unit};
 use devices::legacy::nic::{self, Ne2000, Place, Rtl8139};
@@ -25,6 +24,7 @@ use devices::legacy::piix::pm::{self, PowerManagement};
 use devices::legacy::piix::{DEVICE as PIIX, HARD_RESET, HostBridge, IsaBridge, RESET_CONTROL};
 use devices::pci::intx::{InterruptInputs, Router, STANDARD_ROUTES, line_of};
 use devices::pci::root::SharedFunction;
+use devices::virtio::net::NetBackend;
 use kvm_ioctls::VmFd;
 use std::collections::VecDeque;
 use std::io;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Default)]
 pub struct Parts {
     drives: VecDeque<Drive>,
-    cards: Vec<(Tap, [u8; 6])>,
+    cards: Vec<(Box<dyn NetBackend>, [u8; 6])>,
     model: Option<NetModel>,
 }
 
@@ -63,8 +63,8 @@ pub fn open(config: &Config) -> Result<Parts, Error> {
         let (serial, dma) = ("MICROVMCD".to_owned(), choices.disk_bus != DiskBus::IdePio);
         parts.drives.push_back(Drive { kind: Kind::Cd, image, serial, dma });
     }
-    for net in config.nets.iter().filter(|_| !choices.virtio_nets()) {
-        parts.cards.push(open_tap(net)?);
+    for (number, net) in config.nets.iter().enumerate().filter(|_| !choices.virtio_nets()) {
+        parts.cards.push(open_wire(net, number)?);
     }
     Ok(parts)
 }
@@ -123,12 +123,12 @@ impl Pc {
         let isa = IsaBridge::new(router.clone(), Some(ide), power);
         let mut functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
         let (mut interrupts, mut served) = (Vec::new(), Vec::new());
-        for (device, (tap, mac)) in (PIIX + 1..).zip(cards) {
+        for (device, (wire, mac)) in (PIIX + 1..).zip(cards) {
             let irq = STANDARD_ROUTES[line_of(device, INTA)];
             interrupts.push(PciInterrupt { device, pin: INTA, gsi: irq.into() });
             let (memory, ports) = bars(device);
             let place = Place { memory, ports, pin: router.pin(device, INTA), irq, mac };
-            let (function, worker) = card(model, place, tap, ram).map_err(Error::host("net"))?;
+            let (function, worker) = card(model, place, wire, ram).map_err(Error::host("net"))?;
             functions.push(function);
             served.push(worker);
         }
@@ -153,14 +153,14 @@ const INTA: u8 = 1;
 fn card(
     model: Option<NetModel>,
     place: Place,
-    tap: Tap,
+    wire: Box<dyn NetBackend>,
     ram: &Ram,
 ) -> io::Result<(SharedFunction, nic::Worker)> {
     if model == Some(NetModel::Ne2000) {
-        let card = Arc::new(Mutex::new(Ne2000::new(place, Box::new(tap))?));
+        let card = Arc::new(Mutex::new(Ne2000::new(place, wire)?));
         return Ok((card.clone(), nic::Worker::new(card)));
     }
-    let card = Arc::new(Mutex::new(Rtl8139::new(place, ram.clone(), Box::new(tap))?));
+    let card = Arc::new(Mutex::new(Rtl8139::new(place, ram.clone(), wire)?));
     Ok((card.clone(), nic::Worker::new(card)))
 }
 

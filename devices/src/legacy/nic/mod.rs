@@ -88,6 +88,12 @@ impl Wire {
         let _ = self.backend.send(&mut IoVecs::from_slice(&mut self.store, &mut whole));
     }
 
+    /// The card has sent what it had, for now.
+    fn flush(&mut self) {
+        // What the backend answers by itself is received right afterwards.
+        self.backend.flush();
+    }
+
     /// The next frame, at least as long as it may be; one that is too long is
     /// nobody's.
     fn receive(&mut self) -> Option<Vec<u8>> {

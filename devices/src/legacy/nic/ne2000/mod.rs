@@ -434,6 +434,7 @@ impl Card for Ne2000 {
 
     fn work(&mut self) {
         self.transmit();
+        self.wire.flush();
         self.receive();
     }
 }

@@ -270,7 +270,7 @@ impl Rtl8139 {
             TCR..RCR => byte(TCR_WRITABLE, TCR),
             RCR..TCTR => 0xff,
             CR9346 => 0xfe,
-            TIMER_INT..MSR | MULINT..0x5e => 0xff,
+            TIMER_INT..=0x57 | MULINT..=0x5d => 0xff,
             CONFIG0..=0x53 | CONFIG3 | CONFIG4 | CONFIG5 if unlocked => 0xff,
             HLTCLK => 0xff,
             BMCR..BMSR | ANAR..ANLPAR | CSCR..0x76 => 0xff,
@@ -443,6 +443,7 @@ impl Card for Rtl8139 {
 
     fn work(&mut self) {
         self.transmit();
+        self.wire.flush();
         self.receive();
     }
 }
