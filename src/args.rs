@@ -273,7 +273,8 @@ pub struct Args {
     /// The motherboard, and the way into the guest: pvh, direct, real16 or bios
     ///
     /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as pvh
-    /// does. Devices that need one bring it. (real16 and bios: not yet.)
+    /// does; real16 enters a bzImage in real mode, with a BIOS of microvm's own.
+    /// Devices that need a motherboard bring it. (bios: not yet.)
     #[arg(verbatim_doc_comment, long, value_name = "BOARD", help_heading = "The spectrum")]
     board: Option<BoardKind>,
 

@@ -5,8 +5,12 @@
 pub mod debug;
 pub mod i8042;
 pub mod ide;
+pub mod ioapic;
+pub mod lapic;
 pub mod nic;
+pub mod pic;
 pub mod piix;
+pub mod pit;
 pub mod pm;
 pub mod port61;
 pub mod power;

@@ -205,10 +205,10 @@ impl Config {
             Err(ConfigError::Choice { what, value: value.to_string(), why })
         };
         match choices.board {
-            BoardKind::Real16 | BoardKind::Bios => {
+            BoardKind::Bios => {
                 return refuse("board", &choices.board, "not yet: use direct");
             }
-            BoardKind::Pvh | BoardKind::Direct => {}
+            BoardKind::Pvh | BoardKind::Direct | BoardKind::Real16 => {}
         }
         match choices.intr {
             Intr::User | Intr::Split => {
@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn mixtures_that_cannot_work_are_refused_with_the_reason() {
-        let cases: [(fn(&mut Config), &str); 11] = [
+        let cases: [(fn(&mut Config), &str); 10] = [
             (
                 |c| {
                     c.mode = Mode::Hvm;
@@ -457,7 +457,6 @@ mod tests {
                 "--net-model virtio",
             ),
             (|c| c.board = Some(BoardKind::Bios), "not yet"),
-            (|c| c.board = Some(BoardKind::Real16), "not yet"),
             (|c| c.intr = Some(Intr::User), "not yet"),
             (|c| c.intr = Some(Intr::Split), "not yet"),
             (

@@ -16,7 +16,7 @@ mod slots;
 
 pub use error::Error;
 
-use crate::config::{Config, Intr, MetricsTarget};
+use crate::config::{BoardKind, Config, Intr, MetricsTarget};
 use crate::console::input::{Input, InputSink};
 use crate::console::signals;
 use crate::console::terminal::RawTerminal;
@@ -30,7 +30,7 @@ use crate::msi::Wiring;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
 use crate::vm::{self, Vm};
-use boot::{Initrd, Kernel, Payload};
+use boot::{Initrd, Kernel, Payload, Way};
 use devices::backend::console::Loss;
 use devices::backend::prepared::Prepared;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
@@ -78,6 +78,10 @@ impl Inputs {
             cmdline: &self.cmdline,
             memory: config.memory.0,
             rsdp,
+            way: match config.choices().board {
+                BoardKind::Real16 => Way::RealMode,
+                _ => Way::Direct,
+            },
         }
     }
 }
