@@ -1,5 +1,7 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::image_commands::ImageCommand;
+use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::fs::File;
@@ -20,6 +22,9 @@ Examples:
   microvm --kernel vmlinux --rootfs base.img,readonly=on --disk data.img \\
           --net tap=vmtap0 --cpus 4 --memory 2G
       A read-only root, a second disk, a network card.
+  microvm --kernel vmlinux --rootfs debian.img --cpus 4 \\
+          --net tap=vmtap0,queues=4,mtu=9000,rate=100M
+      A card with a queue for each vCPU, large packets and a limit.
   microvm --kernel bzImage --initrd initrd.img --cmdline 'quiet' \\
           --serial file=guest.log
       A distribution's kernel with its initrd; no console here.
@@ -89,8 +94,9 @@ pub struct Args {
 
     /// Image of the root file system, the guest's /dev/vda
     ///
-    /// Completes the kernel's command line with root= and ro or rw where it
-    /// does not say otherwise. A comma in a path is written twice.
+    /// /dev/sda with --disk-bus ide. Completes the kernel's command line with
+    /// root= and ro or rw where it does not say otherwise. A comma in a path is
+    /// written twice.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -151,8 +157,25 @@ pub struct Args {
 
     /// A network card on a TAP interface; may be given more than once
     ///
-    /// Without mac= the address is derived from the interface's name.
-    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", help_heading = "The machine")]
+    ///   mac=ADDRESS         [default: derived from the interface's name]
+    ///   mtu=N               the guest's largest packet and the interface's,
+    ///                       which is set where microvm may
+    ///                       [default: the interface's own]
+    ///   queues=N            1 to 16 pairs of queues [default: one for each
+    ///                       vCPU, at most 8, if the interface was made with
+    ///                       multi_queue, else one]
+    ///   rate=SIZE[:BURST], ops=N[:BURST]
+    ///                       bytes and frames in a second, and at once after
+    ///                       a rest, in each direction [default: no limit]
+    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
+    ///                       but a guest then speaks to the kernel itself;
+    ///                       auto where it can [default: off]
+    #[arg(
+        verbatim_doc_comment,
+        long = "net",
+        value_name = "tap=NAME[,FIELD=VALUE]…",
+        help_heading = "The machine"
+    )]
     nets: Vec<Net>,
 
     /// Sockets between guest and host, through Unix sockets of the host
@@ -198,10 +221,11 @@ pub struct Args {
     )]
     balloon: Option<Balloon>,
 
-    /// Limit the guest's entropy device, which is always there
+    /// Limit the guest's entropy device
     ///
-    /// At most SIZE bytes of the host's getrandom in a second, and BURST at
-    /// once after a rest [default: a tenth of SIZE].
+    /// It is there with every other virtio device. At most SIZE bytes of the
+    /// host's getrandom in a second, and BURST at once after a rest [default: a
+    /// tenth of SIZE].
     #[arg(
         verbatim_doc_comment,
         long,
@@ -249,14 +273,23 @@ pub struct Args {
     /// The motherboard, and the way into the guest: pvh, direct, real16 or bios
     ///
     /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as pvh
-    /// does. Devices that need one bring it. (real16 and bios: not yet.)
+    /// does; real16 enters a bzImage in real mode, with a BIOS of microvm's own.
+    /// bios boots from the first disk or the CD, without --kernel. Devices that
+    /// need a motherboard bring it.
     #[arg(verbatim_doc_comment, long, value_name = "BOARD", help_heading = "The spectrum")]
     board: Option<BoardKind>,
+
+    /// The BIOS of --board bios: SeaBIOS, 128 or 256 KiB
+    ///
+    /// [default: /usr/share/seabios/bios-256k.bin, of Debian's package seabios]
+    #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The spectrum")]
+    firmware: Option<PathBuf>,
 
     /// Who provides interrupts and timers: kernel, pv, split or user
     ///
     /// kernel is KVM, as hardware would; pv also has KVM's clock and its other
-    /// features, which kernel hides. (split and user: not yet.)
+    /// features, which kernel hides. user is microvm itself, with nothing of it in
+    /// KVM: slow, for one vCPU, and without virtio. (split: not yet.)
     #[arg(verbatim_doc_comment, long, value_name = "WHO", help_heading = "The spectrum")]
     intr: Option<Intr>,
 
@@ -365,6 +398,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    Run(Box<RunArgs>),
+    #[command(flatten)]
+    Image(ImageCommand),
 }
 
 /// What to report.
@@ -436,6 +472,7 @@ impl Args {
         config.disk_bus = self.disk_bus.or(config.disk_bus);
         config.net_model = self.net_model.or(config.net_model);
         config.board = self.board.or(config.board);
+        config.firmware = self.firmware.or(config.firmware);
         config.intr = self.intr.or(config.intr);
         config.cdrom = self.cdrom.or(config.cdrom);
         config.skip_probe |= self.skip_probe;
@@ -452,7 +489,8 @@ impl Args {
         config.nets.extend(self.nets);
         config.shares.extend(self.shares);
         config.ports.extend(self.ports);
-        if config.kernel.as_os_str().is_empty() {
+        let firmware = config.board == Some(BoardKind::Bios);
+        if config.kernel.as_os_str().is_empty() && !firmware {
             return Err(ArgsError::NoKernel);
         }
         config.validate()?;

@@ -17,6 +17,8 @@ pub struct Topology {
     pub tsc_khz: u32,
     /// Whether KVM emulates the LAPIC's TSC-deadline mode.
     pub tsc_deadline: bool,
+    /// Whether KVM has the LAPIC, which knows x2APIC mode.
+    pub x2apic: bool,
     /// KVM's paravirtual features that the guest may use, as bits of leaf
     /// 0x40000001; `None`: nothing says that this is a virtual machine.
     pub paravirtual: Option<u32>,
@@ -73,6 +75,7 @@ fn patched(mut e: kvm_cpuid_entry2, t: &Topology) -> kvm_cpuid_entry2 {
             set(&mut e.edx, 28, t.cpus > 1);
             set(&mut e.ecx, 31, t.paravirtual.is_some());
             set(&mut e.ecx, 24, t.tsc_deadline);
+            e.ecx &= !(u32::from(!t.x2apic) << 21);
         }
         // Deterministic cache parameters: the last level is everybody's.
         0x04 if e.eax & 0x1f != 0 => {
@@ -162,7 +165,14 @@ mod tests {
             entry(0x8000_001e, 9),
         ])
         .unwrap();
-        let t = Topology { cpu, cpus, tsc_khz: 2_500_000, tsc_deadline: true, paravirtual };
+        let t = Topology {
+            cpu,
+            cpus,
+            tsc_khz: 2_500_000,
+            tsc_deadline: true,
+            x2apic: true,
+            paravirtual,
+        };
         leaves(&supported, &t).unwrap().as_slice().to_vec()
     }
 

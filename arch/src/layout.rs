@@ -15,9 +15,11 @@
 //! | `0x0010_0000` | 3 GiB | RAM: kernel, initrd at the top |
 //! | `0xd000_0000` | `0xd001_0000` | virtio-mmio, 4 KiB a device ([`VIRTIO_MMIO`]) |
 //! | `0xd010_0000` | `0xd020_0000` | memory window of the PCI bus ([`PCI_WINDOW`]) |
+//! | `0xe000_0000` | `0xfec0_0000` | the same, where firmware has placed it ([`PCI_FIRMWARE_WINDOW`]) |
 //! | `0xfec0_0000` | | IOAPIC ([`IOAPIC`]) |
 //! | `0xfee0_0000` | | local APIC ([`LOCAL_APIC`]) |
-//! | `0xfffb_c000` | `0xffff_ffff` | KVM's own pages on VMX ([`IDENTITY_MAP`], [`TSS`]) |
+//! | `0xfffb_c000` | `0xfffc_0000` | KVM's own pages on VMX ([`IDENTITY_MAP`], [`TSS`]) |
+//! | `0xfffc_0000` | 4 GiB | firmware, where there is any |
 //! | 4 GiB | … | the rest of RAM |
 
 /// The boot GDT.
@@ -61,6 +63,10 @@ pub const PCI_WINDOW_SIZE: u64 = 0x10_0000;
 pub const PCI_PORTS: u16 = 0xc000;
 /// How many ports there are for them.
 pub const PCI_PORTS_SIZE: u64 = 0x2000;
+/// Where SeaBIOS puts BARs (`pcimem_start` to `pcimem_end` of its pciinit.c).
+pub const PCI_FIRMWARE_WINDOW: u64 = 0xe000_0000;
+/// The size of that window: to the IOAPIC.
+pub const PCI_FIRMWARE_WINDOW_SIZE: u64 = 0x1ec0_0000;
 /// The IOAPIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.

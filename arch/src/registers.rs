@@ -21,6 +21,8 @@ pub enum Entry {
         /// The `XEN_ELFNOTE_PHYS32_ENTRY` address.
         eip: u32,
     },
+    /// At the reset vector, 16 bytes below 4 GiB.
+    Reset,
     /// Real mode, as after a reset.
     Real {
         /// Code segment.
@@ -104,6 +106,13 @@ pub fn general(entry: Entry) -> kvm_regs {
             rflags: RFLAGS,
             ..Default::default()
         },
+        Entry::Reset => kvm_regs {
+            rip: 0xfff0,
+            // Family 6, as a processor says of itself after its self-test.
+            rdx: 0x600,
+            rflags: RFLAGS,
+            ..Default::default()
+        },
         Entry::Real { ip, sp, .. } => {
             kvm_regs { rip: ip.into(), rsp: sp.into(), rflags: RFLAGS, ..Default::default() }
         }
@@ -112,6 +121,9 @@ pub fn general(entry: Entry) -> kvm_regs {
 
 /// Turns the reset state `sregs` of the first vCPU into that of `entry`.
 pub fn special(entry: Entry, sregs: &mut kvm_sregs) {
+    if entry == Entry::Reset {
+        return;
+    }
     if let Entry::Real { cs, data, .. } = entry {
         // All else is as real mode has it after a reset.
         let place = |segment: &mut kvm_segment, selector: u16| {
@@ -144,7 +156,7 @@ pub fn special(entry: Entry, sregs: &mut kvm_sregs) {
 
 /// Writes the GDT and, for long mode, the identity map of the first 4 GiB.
 pub fn write_tables(mem: &GuestMemoryMmap<()>, entry: Entry) -> Result<(), GuestMemoryError> {
-    if matches!(entry, Entry::Real { .. }) {
+    if matches!(entry, Entry::Real { .. } | Entry::Reset) {
         return Ok(());
     }
     let mut bytes = Vec::new();

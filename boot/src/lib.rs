@@ -8,6 +8,7 @@
 pub mod bzimage;
 pub mod cmdline;
 pub mod elf;
+pub mod firmware;
 pub mod initrd;
 pub mod kernel;
 pub mod linux;
@@ -15,6 +16,7 @@ pub mod load;
 pub mod pvh;
 pub mod real16;
 
+pub use firmware::{Firmware, FirmwareError};
 pub use initrd::Initrd;
 pub use kernel::{Kernel, KernelError};
 pub use load::{BootError, Payload, Way, load};

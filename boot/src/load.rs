@@ -190,7 +190,7 @@ pub fn load(mem: &Ram, payload: &Payload<'_>) -> Result<Entry, BootError> {
         Entry::Pvh { .. } => pvh::write(mem, &placed)?,
         Entry::Long { .. } => linux::write(mem, header, &placed)?,
         // The setup code finds it all out by itself.
-        Entry::Real { .. } => {}
+        Entry::Real { .. } | Entry::Reset => {}
     }
     registers::write_tables(mem, entry).map_err(|_| BootError::Tables)?;
     Ok(entry)

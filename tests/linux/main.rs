@@ -8,6 +8,7 @@ mod block;
 mod boot;
 mod console;
 mod disk;
+mod firmware;
 mod guest;
 mod hvc;
 mod input;
@@ -15,6 +16,7 @@ mod kit;
 mod lifecycle;
 mod machine;
 mod metrics;
+mod modes;
 mod net;
 mod pci;
 mod share;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         block::tests(),
         net::tests(),
         pci::tests(),
+        modes::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         console::tests(),
         hvc::tests(),
         input::tests(),
+        firmware::tests(),
         spectrum::tests(),
     ];
     let (part, parts) = rig::part();

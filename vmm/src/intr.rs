@@ -69,6 +69,11 @@ impl Controllers {
     /// Controllers without any line.
     pub fn new() -> io::Result<Arc<Self>> {
         let timer = TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        // It may be set anew between its end and the read that asks for it.
+        // SAFETY: the descriptor is open, and the flag is the only one it has.
+        if unsafe { libc::fcntl(timer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         Ok(Arc::new(Self {
             state: Mutex::new(State {
                 chips: Interrupts::new(),
@@ -241,10 +246,8 @@ impl MutEventSubscriber for Watch {
             None => {
                 drop(lines);
                 let mut state = lock(&self.0.state);
-                // The descriptor is readable, so this does not wait.
-                if let Err(e) = state.timer.wait() {
-                    log::error!("timerfd: {e}");
-                }
+                // Set anew meanwhile, it has nothing to tell yet.
+                let _ = state.timer.wait();
                 state.armed = None;
                 drop(state);
                 self.0.change(|chips, now| chips.advance(now));

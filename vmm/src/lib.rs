@@ -10,6 +10,7 @@ pub mod ending;
 pub mod events;
 pub mod exit;
 pub mod host;
+pub mod intr;
 pub mod machine;
 pub mod memory;
 pub mod metrics;

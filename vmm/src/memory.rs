@@ -2,7 +2,7 @@
 //! can back it with huge pages, cut into the ranges of the memory map.
 
 use arch::layout;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use std::io;
 use std::ptr;
@@ -117,6 +117,31 @@ pub fn register(vm: &VmFd, ram: &Ram) -> Result<(), MemoryError> {
         })?;
     }
     Ok(())
+}
+
+/// The slot of firmware's image, far from those of RAM.
+const ROM_SLOT: u32 = 0x100;
+
+/// Shows the guest `image` at `base`, read-only: writes reach the buses. Its
+/// size is whole pages.
+pub fn register_rom(vm: &VmFd, base: u64, image: &[u8]) -> Result<(), MemoryError> {
+    let map = map_aligned(image.len());
+    let map = map.map_err(|source| MemoryError::Map { size: image.len() as u64 >> 20, source })?;
+    // SAFETY: the mapping was just made, has this size and is nobody else's.
+    unsafe { ptr::copy_nonoverlapping(image.as_ptr(), map, image.len()) };
+    let slot = kvm_userspace_memory_region {
+        slot: ROM_SLOT,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: base,
+        memory_size: image.len() as u64,
+        userspace_addr: map as u64,
+    };
+    // SAFETY: the mapping is never unmapped.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Register {
+        base,
+        len: image.len() as u64,
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::ending::Ending;
 use crate::exit::Exit;
+use crate::intr::Controllers;
 use devices::bus::Bus;
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -48,6 +49,8 @@ pub struct Vcpu {
     pub ending: Ending,
     /// Counters, shared with whoever reports them.
     pub counts: Arc<ExitCounts>,
+    /// Interrupt controllers that are not KVM's.
+    pub controllers: Option<Arc<Controllers>>,
 }
 
 /// A vCPU whose thread runs.
@@ -83,6 +86,17 @@ impl Vcpu {
 
     /// Runs the guest until the machine ends or this vCPU is kicked.
     fn run(&mut self) {
+        let controllers = self.controllers.clone();
+        if let Some(controllers) = &controllers {
+            controllers.attach(&mut self.fd);
+        }
+        self.run_attached();
+        if let Some(controllers) = &controllers {
+            controllers.detach();
+        }
+    }
+
+    fn run_attached(&mut self) {
         while !self.ending.has_ended() {
             match self.step() {
                 Ok(Step::Go) => {}
@@ -100,7 +114,11 @@ impl Vcpu {
     fn step(&mut self) -> Result<Step, String> {
         let counts = &*self.counts;
         let count = |c: &AtomicU64| c.fetch_add(1, Ordering::Relaxed);
-        match self.fd.run() {
+        if let Some(controllers) = &self.controllers {
+            controllers.enter(&mut self.fd)?;
+        }
+        let exit = self.fd.run();
+        match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&counts.port_out);
                 let (at, len) = (data.as_ptr(), data.len());
@@ -140,6 +158,13 @@ impl Vcpu {
             }
             Ok(VcpuExit::InternalError) => return Err(internal_error(&mut self.fd)),
             Ok(VcpuExit::SystemEvent(kind, _)) => return Err(format!("KVM system event {kind}")),
+            Ok(VcpuExit::Hlt) if self.controllers.is_some() => {
+                count(&counts.other);
+                self.halt();
+            }
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {
+                count(&counts.other);
+            }
             Ok(VcpuExit::Hlt) => return Err("HLT without an interrupt controller".to_owned()),
             Ok(other) => return Err(format!("unexpected exit {other:?}")),
             Err(e) => match e.errno() {
@@ -153,10 +178,20 @@ impl Vcpu {
         Ok(Step::Go)
     }
 
+    /// Sleeps until an interrupt comes, if the guest lets one come.
+    fn halt(&mut self) {
+        let interruptible = self.fd.get_kvm_run().if_flag != 0;
+        if let Some(controllers) = &self.controllers {
+            controllers.halt(interruptible);
+        }
+    }
+
     /// A kick says so in `immediate_exit`; being stopped and continued, or a
     /// debugger, interrupts `KVM_RUN`, too, and means nothing.
     fn interrupted(&mut self) -> Step {
         match self.fd.get_kvm_run().immediate_exit {
+            // An interrupt came; whoever stops this vCPU has ended the machine.
+            _ if self.controllers.is_some() => Step::Go,
             0 => Step::Go,
             _ => Step::Kicked,
         }

@@ -1,6 +1,7 @@
 //! The virtual machine as KVM holds it: interrupt controllers, timer, memory
 //! and vCPUs, before any device of ours.
 
+use crate::intr::Controllers;
 use crate::memory::{self, MemoryError, Ram};
 use crate::msi::{self, Wiring};
 use arch::registers::{self, Entry};
@@ -13,6 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -63,6 +65,8 @@ pub struct Vm {
     supported: CpuId,
     tsc_deadline: bool,
     options: Options,
+    /// Interrupt controllers that are not KVM's.
+    pub controllers: Option<Arc<Controllers>>,
 }
 
 /// What of the machine is KVM's business.
@@ -72,12 +76,14 @@ pub struct Options {
     pub wiring: Wiring,
     /// KVM's features that the guest may use: see [`cpuid::Topology`].
     pub paravirtual: Option<u32>,
+    /// Whether interrupt controllers and timers are the monitor's.
+    pub user_interrupts: bool,
 }
 
 impl Default for Options {
     /// No motherboard, and all features.
     fn default() -> Self {
-        Self { wiring: Wiring::Straight, paravirtual: Some(u32::MAX) }
+        Self { wiring: Wiring::Straight, paravirtual: Some(u32::MAX), user_interrupts: false }
     }
 }
 
@@ -104,11 +110,19 @@ impl Vm {
         }
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).what("KVM_GET_SUPPORTED_CPUID")?;
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        // The timer of a LAPIC that is not KVM's has no such mode.
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && !options.user_interrupts;
         let fd = kvm.create_vm().what("KVM_CREATE_VM")?;
         // Both are for VMX without unrestricted guest, and must precede vCPUs.
         fd.set_identity_map_address(layout::IDENTITY_MAP).what("KVM_SET_IDENTITY_MAP_ADDR")?;
         fd.set_tss_address(layout::TSS as usize).what("KVM_SET_TSS_ADDR")?;
+        let fd = Arc::new(fd);
+        let failed = |e: io::Error| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EIO));
+        if options.user_interrupts {
+            let controllers = Controllers::new().map_err(failed).what("timerfd")?;
+            let controllers = Some(controllers);
+            return Ok(Self { fd, supported, tsc_deadline, options, controllers });
+        }
         fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).what("KVM_CREATE_PIT2")?;
@@ -117,7 +131,7 @@ impl Vm {
             let routes = routes.map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
             routes.and_then(|routes| fd.set_gsi_routing(&routes)).what("KVM_SET_GSI_ROUTING")?;
         }
-        Ok(Self { fd: Arc::new(fd), supported, tsc_deadline, options })
+        Ok(Self { fd, supported, tsc_deadline, options, controllers: None })
     }
 
     /// How interrupts reach the IOAPIC.
@@ -130,6 +144,11 @@ impl Vm {
         Ok(memory::register(&self.fd, ram)?)
     }
 
+    /// Gives the guest firmware in read-only memory.
+    pub fn set_rom(&self, base: u64, image: &[u8]) -> Result<(), VmError> {
+        Ok(memory::register_rom(&self.fd, base, image)?)
+    }
+
     /// Makes vCPU `cpu` of `cpus` in its reset state.
     pub fn vcpu(&self, cpu: u32, cpus: u32) -> Result<VcpuFd, VmError> {
         let fd = self.fd.create_vcpu(cpu.into()).what("KVM_CREATE_VCPU")?;
@@ -138,6 +157,7 @@ impl Vm {
             cpus,
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
             tsc_deadline: self.tsc_deadline,
+            x2apic: !self.options.user_interrupts,
             paravirtual: self.options.paravirtual,
         };
         let leaves = cpuid::leaves(&self.supported, &topology).ok_or(VmError::Cpuid)?;
@@ -150,6 +170,9 @@ impl Vm {
             fd.enable_cap(&cap).what("KVM_CAP_ENFORCE_PV_FEATURE_CPUID")?;
         }
         vcpu_state::write_msrs(&fd, &registers::boot_msrs())?;
+        if self.options.user_interrupts {
+            return Ok(fd);
+        }
         let mut lapic = fd.get_lapic().what("KVM_GET_LAPIC")?;
         registers::virtual_wire(&mut lapic);
         fd.set_lapic(&lapic).what("KVM_SET_LAPIC")?;
@@ -167,6 +190,11 @@ impl Vm {
 
     /// Ties an interrupt line to a GSI.
     pub fn connect_irq(&self, line: &IrqLine, gsi: u32) -> Result<(), VmError> {
+        if let Some(controllers) = &self.controllers {
+            let failed =
+                |e: io::Error| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EIO));
+            return controllers.connect(line, gsi).map_err(failed).what("eventfd");
+        }
         self.fd.register_irqfd(line.eventfd(), gsi).what("KVM_IRQFD")
     }
 

@@ -180,7 +180,14 @@ fn setup_code_gets_its_answers_from_the_bios() {
     ports.insert(i8042::BASE.into(), i8042::SIZE, controller).unwrap();
     let buses = Buses { ports: Arc::new(ports), memory: Arc::new(Bus::new()) };
     vcpu::install_kick_handler().unwrap();
-    let vcpu = Vcpu { id: 0, fd, buses, ending: ending.clone(), counts: Default::default() };
+    let vcpu = Vcpu {
+        id: 0,
+        fd,
+        buses,
+        ending: ending.clone(),
+        counts: Default::default(),
+        controllers: None,
+    };
     let running = vcpu.start(|| ()).unwrap();
     let start = Instant::now();
     while !ending.has_ended() && start.elapsed() < Duration::from_secs(20) {

@@ -135,6 +135,7 @@ impl Tiny {
             buses: self.buses.clone(),
             ending: self.ending.clone(),
             counts: Default::default(),
+            controllers: None,
         };
         vcpu.start(|| ()).unwrap()
     }

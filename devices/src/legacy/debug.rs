@@ -42,10 +42,64 @@ impl BusDevice for PostCodes {
     }
 }
 
+/// The port of firmware's own messages.
+pub const CONSOLE: u16 = 0x402;
+/// What it reads as where somebody listens.
+const LISTENING: u8 = 0xe9;
+/// A line is told at the latest when it is this long.
+const LINE: usize = 200;
+
+/// Collects firmware's messages into lines.
+pub struct DebugConsole {
+    line: Vec<u8>,
+    listener: Box<dyn FnMut(&str) + Send>,
+}
+
+impl DebugConsole {
+    /// A port that tells `listener` every line, on the vCPU's thread.
+    pub fn new(listener: impl FnMut(&str) + Send + 'static) -> Self {
+        Self { line: Vec::new(), listener: Box::new(listener) }
+    }
+}
+
+impl BusDevice for DebugConsole {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(LISTENING);
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        for byte in data {
+            if *byte != b'\n' {
+                self.line.push(*byte);
+            }
+            if *byte == b'\n' || self.line.len() >= LINE {
+                // A guest's bytes: nothing of them may reach a terminal as it is.
+                let line = String::from_utf8_lossy(&self.line).escape_debug().to_string();
+                (self.listener)(&line);
+                self.line.clear();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn messages_are_told_in_lines() {
+        let (tell, told) = mpsc::channel();
+        let mut port = DebugConsole::new(move |line| tell.send(line.to_owned()).unwrap());
+        let mut byte = [0];
+        port.read(0, &mut byte);
+        assert_eq!(byte, [LISTENING]);
+        b"Sea\x1b[2J\nBIOS".iter().for_each(|byte| port.write(0, &[*byte]));
+        port.write(0, &[b'x'; LINE]);
+        let lines: Vec<String> = told.try_iter().collect();
+        assert_eq!(lines[0], "Sea\\u{1b}[2J");
+        assert_eq!((lines.len(), lines[1].len()), (2, LINE));
+    }
 
     #[test]
     fn codes_are_told_and_the_last_is_kept() {

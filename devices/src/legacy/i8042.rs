@@ -18,11 +18,12 @@ pub const BASE: u16 = 0x60;
 /// Ports 0x60 to 0x64.
 pub const SIZE: u64 = 5;
 
-const DATA: u64 = 0;
+/// The data port.
+pub const DATA: u64 = 0;
 /// Port 0x61.
 const SYSTEM_CONTROL_B: u64 = 1;
 /// Written: command; read: status.
-const COMMAND: u64 = 4;
+pub const COMMAND: u64 = 4;
 
 /// Status: output buffer full.
 const OBF: u8 = 1 << 0;

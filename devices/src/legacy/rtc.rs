@@ -87,6 +87,16 @@ impl Rtc {
         Self::with_clock(host_time)
     }
 
+    /// Sets a byte of the RAM, as firmware would find it. The clock's registers
+    /// are not RAM.
+    pub fn preset(&mut self, index: u8, value: u8) {
+        if !matches!(index, SECONDS..=REG_D | CENTURY)
+            && let Some(byte) = self.state.ram.get_mut(usize::from(index))
+        {
+            *byte = value;
+        }
+    }
+
     fn with_clock(now: fn() -> i64) -> Self {
         let state = State {
             index: 0,

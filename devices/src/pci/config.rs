@@ -99,7 +99,9 @@ impl ConfigSpace {
         self.put(at, &[0, 0, 0, 0]);
         self.put(at, &base.to_le_bytes());
         self.bytes[at] |= IO_BAR;
-        self.writable[at..at + 2].copy_from_slice(&(!(size - 1)).to_le_bytes());
+        // Firmware finds the size out with all 32 bits, though there are no ports
+        // above 65,535.
+        self.writable[at..at + 4].copy_from_slice(&(!(u32::from(size) - 1)).to_le_bytes());
         self.writable[COMMAND] |= IO_SPACE;
     }
 
@@ -200,7 +202,7 @@ impl ConfigSpace {
     /// Where the I/O BAR `index` is decoded, if I/O space is enabled.
     pub fn io_bar(&self, index: usize) -> Option<u16> {
         let on = self.bytes[COMMAND] & IO_SPACE != 0;
-        on.then(|| self.bar(index) as u16 & !3)
+        on.then(|| u16::try_from(self.bar(index) & !3).ok()).flatten()
     }
 
     fn bar(&self, index: usize) -> u32 {

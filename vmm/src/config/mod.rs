@@ -11,6 +11,7 @@ mod disk;
 mod fields;
 mod limit;
 mod metrics;
+mod net;
 mod size;
 mod spectrum;
 #[cfg(test)]
@@ -18,10 +19,11 @@ mod tests;
 
 pub use balloon::{Balloon, Rng};
 pub use console::{Console, Port, PortTo};
-pub use device::{Net, Share, Vsock};
+pub use device::{Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
 pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
+pub use net::{Forward, Net, NetBackend, Protocol, UserBackend, UserNet, Vhost};
 pub use size::Size;
 pub use spectrum::{BoardKind, Choices, DiskBus, Intr, Mode, NetModel, PvFeatures};
 
@@ -47,7 +49,7 @@ pub const MAX_DEVICES: usize = 16;
 pub struct Config {
     /// The guest kernel: a bzImage or an uncompressed ELF vmlinux.
     pub kernel: PathBuf,
-    /// The image that becomes the root device, `/dev/vda`.
+    /// The image that becomes the root device: `/dev/vda`, or `/dev/sda` on IDE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootfs: Option<Disk>,
     /// The initial RAM disk.
@@ -78,7 +80,7 @@ pub struct Config {
     /// Memory that the guest gives back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
-    /// Limits of the entropy device, which is always there.
+    /// Limits of the entropy device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<Rng>,
     /// The terminal of the virtio console.
@@ -101,6 +103,9 @@ pub struct Config {
     /// What network cards are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_model: Option<NetModel>,
+    /// The image that a BIOS boots from; Debian's SeaBIOS by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
     /// The motherboard, and how the guest is entered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub board: Option<BoardKind>,
@@ -155,6 +160,7 @@ impl Config {
             mode: Mode::default(),
             disk_bus: None,
             net_model: None,
+            firmware: None,
             board: None,
             intr: None,
             pv_features: PvFeatures::default(),
@@ -314,14 +320,25 @@ pub enum ConfigError {
     /// A name that no network interface can have.
     #[error("net: tap name {0:?}: must be 1 to 15 characters without '/' or white space")]
     TapName(String),
+    /// A network card that can't be so.
+    #[error("net {net}: {why}")]
+    Net {
+        /// The card.
+        net: String,
+        /// What to do.
+        why: &'static str,
+    },
     /// Not a unicast MAC address.
-    #[error("net {tap}: mac {mac:?}: must be six hex bytes like 02:00:00:00:00:01, not multicast")]
+    #[error("net {net}: mac {mac:?}: must be six hex bytes like 02:00:00:00:00:01, not multicast")]
     Mac {
-        /// The interface.
-        tap: String,
+        /// The interface, or `user`.
+        net: String,
         /// The address.
         mac: String,
     },
+    /// Too many forwarded ports.
+    #[error("net user: {0} ports forwarded: at most {max} can be", max = net::MAX_FORWARDS)]
+    Forwards(usize),
     /// A path that no socket's address can hold.
     #[error("vsock: uds {0:?}: must be a path of 1 to {MAX_UDS} bytes")]
     Uds(PathBuf),

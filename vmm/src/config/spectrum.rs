@@ -1,7 +1,8 @@
 //! Where on the spectrum of virtualization a machine is: a mode, and the
 //! switches that it presets.
 
-use super::{Config, ConfigError, Transport};
+use super::{Config, ConfigError, Transport, Vhost};
+use devices::virtio::block::Engine;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
@@ -198,22 +199,42 @@ impl Config {
             || self.has_console()
     }
 
+    fn has_kernel(&self) -> bool {
+        !self.kernel.as_os_str().is_empty() || self.initrd.is_some() || !self.cmdline.is_empty()
+    }
+
     pub(super) fn validate_choices(&self) -> Result<(), ConfigError> {
         let choices = self.choices();
         let refuse = |what, value: &dyn fmt::Display, why| {
             Err(ConfigError::Choice { what, value: value.to_string(), why })
         };
         match choices.board {
-            BoardKind::Bios => {
-                return refuse("board", &choices.board, "not yet: use direct");
+            BoardKind::Bios if self.has_kernel() => {
+                let why = "it boots from a disk, with that disk's kernel and command line: leave \
+                           out --kernel, --initrd and --cmdline, or use real16 or direct";
+                return refuse("board", &choices.board, why);
+            }
+            BoardKind::Bios => {}
+            _ if self.firmware.is_some() => {
+                let why = "only --board bios starts any: use it, or leave --firmware out";
+                return refuse("firmware", &"given", why);
             }
             BoardKind::Pvh | BoardKind::Direct | BoardKind::Real16 => {}
         }
         match choices.intr {
-            Intr::User | Intr::Split => {
-                return refuse("intr", &choices.intr, "not yet: use kernel");
+            Intr::Split => {
+                return refuse("intr", &choices.intr, "not yet: use user or kernel");
             }
-            Intr::Kernel | Intr::Pv => {}
+            Intr::User if self.cpus > 1 => {
+                let why = "the monitor's local APIC starts no other processors: use one vCPU";
+                return refuse("intr", &choices.intr, why);
+            }
+            Intr::User if self.has_rng() => {
+                let why = "virtio cards interrupt by MSI-X, which needs KVM's local APIC: \
+                           use kernel, or --disk-bus ide with --net-model rtl8139";
+                return refuse("intr", &choices.intr, why);
+            }
+            Intr::User | Intr::Kernel | Intr::Pv => {}
         }
         if !choices.has_board() {
             let why = "board pvh has no motherboard for it: leave --board out, or use direct";
@@ -242,9 +263,30 @@ impl Config {
         if drives > MAX_DRIVES {
             return Err(ConfigError::Drives(drives));
         }
+        self.validate_real_devices(&choices)?;
         if choices.intr != Intr::Pv && self.pv_features != PvFeatures::default() {
             let why = "only --intr pv has any: use it, or leave --pv-features out";
             return refuse("pv-features", &self.pv_features, why);
+        }
+        Ok(())
+    }
+
+    /// Drives and cards of real machines have no queues, limits and offloads.
+    fn validate_real_devices(&self, choices: &Choices) -> Result<(), ConfigError> {
+        for disk in self.all_disks().filter(|_| !choices.virtio_disks()) {
+            let plain = disk.rate.is_none() && disk.ops.is_none() && disk.queues.is_none();
+            if !plain || disk.engine != Engine::default() {
+                let why = "rate=, ops=, queues= and engine= are for --disk-bus virtio";
+                return Err(ConfigError::Disk { path: disk.path.display().to_string(), why });
+            }
+        }
+        for net in self.nets.iter().filter(|_| !choices.virtio_nets()) {
+            let plain = net.rate.is_none() && net.ops.is_none() && net.queues.is_none();
+            if !plain || net.mtu.is_some() || net.vhost != Vhost::Off {
+                let why = "rate=, ops=, queues=, mtu= and vhost= are for --net-model virtio";
+                let (what, value) = ("net", net.backend.name().to_owned());
+                return Err(ConfigError::Choice { what, value, why });
+            }
         }
         Ok(())
     }
@@ -419,9 +461,32 @@ mod tests {
 
     #[test]
     fn mixtures_that_cannot_work_are_refused_with_the_reason() {
-        let cases: [(fn(&mut Config), &str); 8] = [
-            (|c| c.board = Some(BoardKind::Bios), "not yet"),
-            (|c| c.intr = Some(Intr::User), "not yet"),
+        let cases: [(fn(&mut Config), &str); 12] = [
+            (
+                |c| {
+                    c.mode = Mode::Hvm;
+                    c.disks = vec!["d,rate=1M".parse().unwrap()];
+                },
+                "--disk-bus virtio",
+            ),
+            (
+                |c| {
+                    c.mode = Mode::Hvm;
+                    c.nets = vec!["tap=t,queues=2".parse().unwrap()];
+                },
+                "--net-model virtio",
+            ),
+            (|c| c.board = Some(BoardKind::Bios), "leave out --kernel"),
+            (|c| c.firmware = Some("bios.bin".into()), "leave --firmware out"),
+            (|c| c.intr = Some(Intr::User), "MSI-X"),
+            (
+                |c| {
+                    c.mode = Mode::Hvm;
+                    c.intr = Some(Intr::User);
+                    c.cpus = 2;
+                },
+                "one vCPU",
+            ),
             (|c| c.intr = Some(Intr::Split), "not yet"),
             (
                 |c| {

@@ -1,8 +1,9 @@
 //! What every machine has beside its virtio devices: ports, power, the serial
 //! console, and the tables that describe it all.
 
+use super::bios;
 use super::error::Error;
-use crate::config::{Config, Intr, Serial as SerialConfig, Transport};
+use crate::config::{BoardKind, Config, Intr, Serial as SerialConfig, Transport};
 use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
 use crate::exit::Exit;
@@ -14,11 +15,11 @@ use arch::acpi::{self, VirtioMmio};
 use arch::{layout, mptable};
 use boot::cmdline::{self, Completion};
 use devices::backend::console::ConsoleOutput;
-use devices::bus::{Bus, BusDevice, SharedDevice, lock};
+use devices::bus::{Bus, BusDevice, Part, SharedDevice, lock};
 use devices::irq::IrqLine;
 use devices::legacy::piix::ConfigAndReset;
 use devices::legacy::power::{PowerLine, PowerRequest};
-use devices::legacy::{debug, i8042, pm, pvpanic, rtc, serial};
+use devices::legacy::{debug, i8042, pm, port92, pvpanic, rtc, serial};
 use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, PortWindow, Root, Window};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -67,6 +68,8 @@ pub struct Board {
     power: PowerLine,
     pvpanic: bool,
     pc: Option<acpi::Pc>,
+    /// Whether firmware places BARs where it likes.
+    firmware: bool,
 }
 
 /// How the guest is told what there is.
@@ -99,8 +102,18 @@ impl Board {
         let mut ports = Bus::new();
         let mut put = |base: u16, len, device: SharedDevice| ports.insert(base.into(), len, device);
         put(layout::COM1, serial::SIZE, serial.clone())?;
-        put(i8042::BASE, i8042::SIZE, shared(i8042::I8042::new(power.clone())))?;
-        put(rtc::BASE, rtc::SIZE, shared(rtc::Rtc::new()))?;
+        let keyboard = shared(i8042::I8042::new(power.clone()));
+        if config.choices().intr == Intr::User {
+            // Port B, between its two, is the timer's then.
+            for port in [i8042::DATA, i8042::COMMAND] {
+                put(i8042::BASE + port as u16, 1, shared(Part::new(keyboard.clone(), port)))?;
+            }
+        } else {
+            put(i8042::BASE, i8042::SIZE, keyboard)?;
+        }
+        let firmware = config.choices().board == BoardKind::Bios;
+        let clock = if firmware { bios::clock(config) } else { rtc::Rtc::new() };
+        put(rtc::BASE, rtc::SIZE, shared(clock))?;
         put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
         let choices = config.choices();
         // No PC has one.
@@ -108,13 +121,33 @@ impl Board {
         if pvpanic {
             put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
         }
+        if choices.has_board() {
+            put(port92::PORT, 1, shared(port92::SystemControlA::new(power.clone())))?;
+        }
         if !choices.has_board() {
             let sleep = pm::PowerManagement::new(power.clone());
             put(pm::SLEEP_CONTROL, pm::SIZE, shared(sleep))?;
         }
         let memory = Bus::new();
         let (virtio_mmio, pci, pc) = (0, false, None);
-        Ok(Self { ports, memory, serial, output, describe, virtio_mmio, pci, power, pvpanic, pc })
+        Ok(Self {
+            ports,
+            memory,
+            serial,
+            output,
+            describe,
+            virtio_mmio,
+            pci,
+            power,
+            pvpanic,
+            pc,
+            firmware,
+        })
+    }
+
+    /// Whether firmware starts the guest, and finds places for things by itself.
+    pub fn has_firmware(&self) -> bool {
+        self.firmware
     }
 
     /// What the guest's power requests go over.
@@ -130,6 +163,16 @@ impl Board {
         device: impl BusDevice + 'static,
     ) -> Result<(), Error> {
         self.add_shared(base, len, shared(device))
+    }
+
+    /// Puts a device at memory addresses.
+    pub fn add_memory(
+        &mut self,
+        base: u64,
+        len: u64,
+        device: impl BusDevice + 'static,
+    ) -> Result<(), Error> {
+        Ok(self.memory.insert(base, len, shared(device))?)
     }
 
     /// The same for one that is elsewhere, too.
@@ -161,6 +204,10 @@ impl Board {
         if self.pc.is_some() {
             let window = PortWindow::new(root.clone(), layout::PCI_PORTS);
             self.add_ports(layout::PCI_PORTS, layout::PCI_PORTS_SIZE, window)?;
+        }
+        if self.firmware {
+            let (base, size) = (layout::PCI_FIRMWARE_WINDOW, layout::PCI_FIRMWARE_WINDOW_SIZE);
+            self.add_memory(base, size, Window::new(root.clone(), base))?;
         }
         let window = shared(Window::new(root, layout::PCI_WINDOW));
         Ok(self.memory.insert(layout::PCI_WINDOW, layout::PCI_WINDOW_SIZE, window)?)

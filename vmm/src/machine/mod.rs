@@ -7,6 +7,7 @@
 //!                                                     event loop (this thread) ─► Exit
 //! ```
 
+mod bios;
 mod board;
 mod console;
 mod error;
@@ -24,14 +25,17 @@ use crate::ending::Ending;
 use crate::events::{EndWatch, ResizeWatch, SignalWatch};
 use crate::exit::Exit;
 use crate::host;
+use crate::intr;
 use crate::memory::{self, Ram};
 use crate::metrics::{self, Metrics, Serve};
 use crate::msi::Wiring;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
 use crate::vm::{self, Vm};
-use boot::{Initrd, Kernel, Payload, Way};
+use arch::registers::Entry;
+use boot::{Firmware, Initrd, Kernel, Payload, Way, firmware};
 use devices::backend::console::Loss;
+use devices::backend::prepared::Prepared;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use pc::{Parts, Pc};
 use slots::Devices;
@@ -45,9 +49,25 @@ type Events = EventManager<Arc<Mutex<dyn MutEventSubscriber + Send>>>;
 /// How long output may take to drain once the guest has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// What the guest starts from.
+enum What {
+    Kernel(Kernel),
+    Firmware(Firmware),
+}
+
+impl What {
+    fn open(config: &Config) -> Result<Self, Error> {
+        if config.choices().board != BoardKind::Bios {
+            return Ok(Self::Kernel(Kernel::open(&config.kernel)?));
+        }
+        let path = config.firmware.as_deref().unwrap_or(firmware::STANDARD.as_ref());
+        Ok(Self::Firmware(Firmware::open(path)?))
+    }
+}
+
 /// What the user gave, opened and checked before anything else happens.
 struct Inputs {
-    kernel: Kernel,
+    what: What,
     initrd: Option<Initrd>,
     cmdline: String,
     devices: Devices,
@@ -56,23 +76,25 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn open(config: &Config) -> Result<Self, Error> {
+    fn open(config: &Config, streams: Option<Prepared>) -> Result<Self, Error> {
         config.validate()?;
-        let kernel = Kernel::open(&config.kernel)?;
+        let what = What::open(config)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
-        let devices = slots::open(config)?;
+        let devices = slots::open(config, streams)?;
         let parts = pc::open(config)?;
         let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
-        let inputs = Self { kernel, initrd, cmdline, devices, parts, metrics };
-        boot::load::check(&inputs.payload(config, 0))?;
+        let inputs = Self { what, initrd, cmdline, devices, parts, metrics };
+        if let What::Kernel(kernel) = &inputs.what {
+            boot::load::check(&inputs.payload(kernel, config, 0))?;
+        }
         Ok(inputs)
     }
 
     /// What is loaded, once it is known where the RSDP is.
-    fn payload(&self, config: &Config, rsdp: u64) -> Payload<'_> {
+    fn payload<'a>(&'a self, kernel: &'a Kernel, config: &Config, rsdp: u64) -> Payload<'a> {
         Payload {
-            kernel: &self.kernel,
+            kernel,
             initrd: self.initrd.as_ref(),
             cmdline: &self.cmdline,
             memory: config.memory.0,
@@ -85,11 +107,23 @@ impl Inputs {
     }
 }
 
-/// Runs the machine that `config` describes to its end. `signals` is where the
-/// signals that end it are read ([`crate::console::signals::signal_fd`]).
-pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
+/// What a machine has beside its configuration: things without a name.
+#[derive(Default)]
+pub struct Attached {
+    /// Where the signals that end it are read
+    /// ([`crate::console::signals::signal_fd`]), unless they are somebody else's.
+    pub signals: Option<File>,
+    /// What the guest reaches at the host's ports of a vsock.
+    pub streams: Option<Prepared>,
+    /// For whoever else may end it.
+    pub ending: Option<Ending>,
+}
+
+/// Runs the machine that `config` describes to its end.
+pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     limits::raise_descriptors();
-    let mut inputs = Inputs::open(config)?;
+    let has_streams = attached.streams.is_some();
+    let mut inputs = Inputs::open(config, attached.streams)?;
     let kvm = host::open_kvm(host::KVM_DEVICE.as_ref())?;
     if !config.skip_probe {
         host::can_run_linux(&kvm)?;
@@ -103,7 +137,10 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     let vcpus: Vec<_> =
         (0..config.cpus).map(|cpu| vm.vcpu(cpu, config.cpus)).collect::<Result<_, _>>()?;
 
-    let ending = Ending::new().map_err(Error::host("eventfd"))?;
+    let ending = match attached.ending {
+        Some(ending) => ending,
+        None => Ending::new().map_err(Error::host("eventfd"))?,
+    };
     let mut board = board::Board::new(config, &vm, &ending)?;
     let mut pc = match choices.has_board() {
         true => Some(Pc::build(std::mem::take(&mut inputs.parts), &vm, &ram, &mut board)?),
@@ -111,17 +148,33 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     };
     let slots = &inputs.devices.slots;
     let virtio = slots::connect(config, slots, &vm, &ram, &mut board, pc.as_mut())?;
-    let rsdp = board.describe(&ram, config.cpus)?;
-    let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
+    let entry = match &inputs.what {
+        What::Kernel(kernel) => {
+            let rsdp = board.describe(&ram, config.cpus)?;
+            boot::load(&ram, &inputs.payload(kernel, config, rsdp))?
+        }
+        // It writes tables of its own.
+        What::Firmware(firmware) => {
+            bios::add_devices(config, &ram, &mut board)?;
+            firmware.shadow(&ram)?;
+            let (base, image) = firmware.rom();
+            vm.set_rom(base, image)?;
+            Entry::Reset
+        }
+    };
     vm.enter(&vcpus[0], entry)?;
 
     let counters = Arc::new(Metrics::new(&virtio, &vcpus));
     let mut events = Events::new().map_err(Error::events)?;
     virtio.into_iter().for_each(|worker| add(&mut events, worker));
-    let drives = pc.map(|pc| pc.drives).unwrap_or_default();
-    drives.into_iter().for_each(|worker| add(&mut events, worker));
+    if let Some(pc) = pc {
+        pc.drives.into_iter().for_each(|worker| add(&mut events, worker));
+        pc.cards.into_iter().for_each(|worker| add(&mut events, worker));
+    }
     add(&mut events, EndWatch(ending.clone()));
-    add(&mut events, SignalWatch { signals, ending: ending.clone() });
+    if let Some(signals) = attached.signals {
+        add(&mut events, SignalWatch { signals, ending: ending.clone() });
+    }
     // Kept here, so that its last report comes after the end.
     let mut reports: Option<Arc<Mutex<Serve>>> = None;
     if let Some(target) = inputs.metrics.take() {
@@ -136,11 +189,17 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     };
 
     let (buses, serial_output) = board.finish();
-    let running = start(vcpus, &buses, &ending, &counters, choices.has_board())?;
-    sandbox::event_loop(needs(config)).install()?;
+    if let Some(controllers) = &vm.controllers {
+        add(&mut events, intr::Watch(controllers.clone()));
+    }
+    let running = start(vcpus, &buses, &ending, &counters, &vm, choices.has_board())?;
+    sandbox::event_loop(needs(config, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
+    }
+    if let Some(controllers) = &vm.controllers {
+        controllers.stop();
     }
     let crashed = stop(running);
     drop((events, reports));
@@ -158,17 +217,20 @@ fn vm_options(config: &Config) -> vm::Options {
     let choices = config.choices();
     vm::Options {
         wiring: if choices.has_board() { Wiring::Pc } else { Wiring::Straight },
+        user_interrupts: choices.intr == Intr::User,
         paravirtual: (choices.intr == Intr::Pv).then_some(config.pv_features.mask()),
     }
 }
 
 /// What the event loop does in this machine beside what it always does.
-fn needs(config: &Config) -> sandbox::Needs {
+fn needs(config: &Config, streams: bool) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
     sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
+        networks: config.nets.iter().any(|net| net.user().is_some()),
+        streams,
     }
 }
 
@@ -206,10 +268,11 @@ fn start(
     buses: &Buses,
     ending: &Ending,
     counters: &Metrics,
+    vm: &Vm,
     board: bool,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let filter = Arc::new(sandbox::vcpu(board));
+    let filter = Arc::new(sandbox::vcpu(board, vm.controllers.is_some()));
     let mut running = Vec::with_capacity(vcpus.len());
     for (id, fd) in vcpus.into_iter().enumerate() {
         let vcpu = Vcpu {
@@ -218,6 +281,7 @@ fn start(
             buses: buses.clone(),
             ending: ending.clone(),
             counts: counters.exits(id),
+            controllers: vm.controllers.clone(),
         };
         let (filter, failed) = (filter.clone(), ending.clone());
         let before = move || {
@@ -247,7 +311,9 @@ fn stop(running: Vec<Running>) -> Option<Exit> {
 fn final_exit(exit: Exit, config: &Config, ram: &Ram, loss: Option<Loss>) -> Exit {
     use boot::cmdline::{WARM, WARM_WORD, tells_panics};
     let exit = match exit {
-        Exit::Reboot if tells_panics(&config.cmdline) => {
+        Exit::Reboot
+            if config.choices().board != BoardKind::Bios && tells_panics(&config.cmdline) =>
+        {
             match ram.read_obj::<u16>(GuestAddress(WARM_WORD)) {
                 Ok(WARM) => Exit::Panic,
                 _ => Exit::Reboot,

@@ -10,8 +10,9 @@
 
 use super::board::Board;
 use super::error::Error;
-use super::slots::open_image;
-use crate::config::{Config, DiskBus};
+use super::slots::{open_image, open_wire};
+use crate::config::{Config, DiskBus, NetModel};
+use crate::intr::{Controllers, IoApicPage, LocalApicPage, Ports};
 use crate::memory::Ram;
 use crate::vm::Vm;
 use arch::acpi::{self, PciInterrupt};
@@ -19,18 +20,24 @@ use arch::layout;
 use devices::backend::disk::{Disk, RawDisk, RawOptions};
 use devices::irq::IrqLine;
 use devices::legacy::ide::{self, Channel, Ide, Kind, SharedChannel, Unit};
+use devices::legacy::nic::{self, Ne2000, Place, Rtl8139};
 use devices::legacy::piix::pm::{self, PowerManagement};
 use devices::legacy::piix::{DEVICE as PIIX, HARD_RESET, HostBridge, IsaBridge, RESET_CONTROL};
-use devices::pci::intx::{InterruptInputs, Router};
+use devices::legacy::{ioapic, lapic, pic, pit};
+use devices::pci::intx::{InterruptInputs, Router, STANDARD_ROUTES, line_of};
 use devices::pci::root::SharedFunction;
+use devices::virtio::net::NetBackend;
 use kvm_ioctls::VmFd;
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 /// Drives and cards, opened before anything else happens.
 #[derive(Default)]
 pub struct Parts {
     drives: VecDeque<Drive>,
+    cards: Vec<(Box<dyn NetBackend>, [u8; 6])>,
+    model: Option<NetModel>,
 }
 
 struct Drive {
@@ -43,7 +50,7 @@ struct Drive {
 /// Opens what is behind IDE drives and cards that are not virtio's.
 pub fn open(config: &Config) -> Result<Parts, Error> {
     let choices = config.choices();
-    let mut parts = Parts::default();
+    let mut parts = Parts { model: Some(choices.net_model), ..Parts::default() };
     if !choices.virtio_disks() {
         for (number, disk) in config.all_disks().enumerate() {
             let serial = disk.serial.clone().unwrap_or_else(|| format!("MICROVM{number}"));
@@ -57,6 +64,9 @@ pub fn open(config: &Config) -> Result<Parts, Error> {
         let image = Box::new(RawDisk::open(path, options)?);
         let (serial, dma) = ("MICROVMCD".to_owned(), choices.disk_bus != DiskBus::IdePio);
         parts.drives.push_back(Drive { kind: Kind::Cd, image, serial, dma });
+    }
+    for (number, net) in config.nets.iter().enumerate().filter(|_| !choices.virtio_nets()) {
+        parts.cards.push(open_wire(net, number)?);
     }
     Ok(parts)
 }
@@ -72,6 +82,23 @@ impl InterruptInputs for KvmInputs {
     }
 }
 
+/// Puts interrupt controllers and timers where KVM would have its own.
+fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<(), Error> {
+    let ranges = [
+        (pic::MASTER, pic::SIZE),
+        (pic::SLAVE, pic::SIZE),
+        (pic::ELCR, pic::SIZE),
+        (pit::BASE, pit::SIZE),
+        (pit::PORT_B, 1),
+    ];
+    for (base, size) in ranges {
+        board.add_ports(base, size, Ports { controllers: controllers.clone(), base })?;
+    }
+    let page = IoApicPage(controllers.clone());
+    board.add_memory(layout::IOAPIC.into(), ioapic::SIZE, page)?;
+    board.add_memory(layout::LOCAL_APIC.into(), lapic::SIZE, LocalApicPage(controllers.clone()))
+}
+
 /// A motherboard that is being put together.
 pub struct Pc {
     /// The host bridge, device 0.
@@ -80,6 +107,8 @@ pub struct Pc {
     pub functions: Vec<SharedFunction>,
     /// What serves drives on the event loop.
     pub drives: Vec<ide::Worker>,
+    /// What serves network cards.
+    pub cards: Vec<nic::Worker>,
 }
 
 /// Where the BARs of device `number` are first: a part of each window.
@@ -93,9 +122,15 @@ pub fn bars(number: u8) -> (u32, u16) {
 impl Pc {
     /// Puts the chips on the board.
     pub fn build(parts: Parts, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Self, Error> {
-        let inputs: Arc<dyn InterruptInputs> = Arc::new(KvmInputs(vm.fd.clone()));
+        let inputs: Arc<dyn InterruptInputs> = match &vm.controllers {
+            Some(controllers) => {
+                add_controllers(controllers, board)?;
+                controllers.clone()
+            }
+            None => Arc::new(KvmInputs(vm.fd.clone())),
+        };
         let router = Router::new(inputs.clone());
-        let Parts { drives } = parts;
+        let Parts { drives, cards, model } = parts;
         let channels = channels(drives, vm)?;
         let mut workers = Vec::new();
         for (i, channel) in channels.iter().enumerate() {
@@ -109,10 +144,22 @@ impl Pc {
         }
         let power = Arc::new(Mutex::new(PowerManagement::new(inputs, board.power())));
         board.add_shared(pm::BASE, pm::SIZE, power.clone())?;
+        if board.has_firmware() {
+            board.add_shared(pm::FIRMWARE_BASE, pm::SIZE, power.clone())?;
+        }
         let ide: SharedFunction = Arc::new(Mutex::new(Ide::new(channels, bars(PIIX).1)));
-        let isa = IsaBridge::new(router, Some(ide), power);
-        let functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
-        let interrupts: Vec<PciInterrupt> = Vec::new();
+        let isa = IsaBridge::new(router.clone(), Some(ide), power);
+        let mut functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
+        let (mut interrupts, mut served) = (Vec::new(), Vec::new());
+        for (device, (wire, mac)) in (PIIX + 1..).zip(cards) {
+            let irq = STANDARD_ROUTES[line_of(device, INTA)];
+            interrupts.push(PciInterrupt { device, pin: INTA, gsi: irq.into() });
+            let (memory, ports) = bars(device);
+            let place = Place { memory, ports, pin: router.pin(device, INTA), irq, mac };
+            let (function, worker) = card(model, place, wire, ram).map_err(Error::host("net"))?;
+            functions.push(function);
+            served.push(worker);
+        }
         board.describe_pc(acpi::Pc {
             event_block: pm::EVENT_BLOCK,
             control_block: pm::CONTROL_BLOCK,
@@ -123,8 +170,26 @@ impl Pc {
             interrupts,
         });
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
-        Ok(Self { bridge, functions, drives: workers })
+        Ok(Self { bridge, functions, drives: workers, cards: served })
     }
+}
+
+/// The pin of a card of one function.
+const INTA: u8 = 1;
+
+/// A card of the model that was asked for.
+fn card(
+    model: Option<NetModel>,
+    place: Place,
+    wire: Box<dyn NetBackend>,
+    ram: &Ram,
+) -> io::Result<(SharedFunction, nic::Worker)> {
+    if model == Some(NetModel::Ne2000) {
+        let card = Arc::new(Mutex::new(Ne2000::new(place, wire)?));
+        return Ok((card.clone(), nic::Worker::new(card)));
+    }
+    let card = Arc::new(Mutex::new(Rtl8139::new(place, ram.clone(), wire)?));
+    Ok((card.clone(), nic::Worker::new(card)))
 }
 
 /// The channels with their drives: both of the first, then both of the second.

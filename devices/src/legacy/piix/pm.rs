@@ -25,6 +25,9 @@ use std::time::Instant;
 
 /// Where the registers are (`PMBA`).
 pub const BASE: u16 = 0x600;
+/// Where SeaBIOS puts them (`PORT_ACPI_PM_BASE`), and where they answer as well
+/// then: what moves in the chip with `PMBA` is in both places here.
+pub const FIRMWARE_BASE: u16 = 0xb000;
 /// Ports of them.
 pub const SIZE: u64 = 64;
 /// `PMSTS` and `PMEN`: the PM1a event block.
@@ -57,6 +60,9 @@ const SUS_TYP_SHIFT: u16 = 10;
 const PMEN_WRITABLE: u16 = 1 << 0 | 1 << 5 | 1 << 8 | 1 << 10;
 /// `PMCNTRL` bits that are kept: `BRLD_EN_BM` and `SUS_TYP`.
 const PMCNTRL_WRITABLE: u16 = 1 << 1 | 7 << SUS_TYP_SHIFT;
+
+/// `DEVACTB`: which accesses raise an SMI.
+const DEVACTB: usize = 0x58;
 
 /// The timer's frequency in Hz.
 const FREQUENCY: u128 = 3_579_545;
@@ -101,6 +107,9 @@ impl PowerManagement {
         config.set_registers(0x80, &[1], &[0xff]);
         // `CNTA` … `DEVRESJ`, and `SMBBA` with its registers: kept for firmware.
         config.set_registers(0x44, &[0; 0x3c], &[0xff; 0x3c]);
+        // `DEVACTB`, `APMC_EN`: SMIs have been set up. There is no system management
+        // mode; firmware that saw it missing would wait for its first SMI for good.
+        config.set_registers(DEVACTB, &[0, 0, 0, 0x02], &[]);
         config.set_registers(0x90, &[0x01, 0, 0, 0], &[0, 0, 0, 0]);
         config.set_registers(0xd2, &[0; 5], &[0xff; 5]);
         config.set_interrupt(1, SCI as u8);
