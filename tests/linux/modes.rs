@@ -82,7 +82,7 @@ impl Machine {
             dd if=/tmp/data of={root} bs=64k seek={at} conv=fsync,notrunc 2>/dev/null || exit 3
             echo 3 >/proc/sys/vm/drop_caches
             sum=$(dd if={root} bs=64k skip={at} 2>/dev/null | sha256sum)
-            [ "$sum" = "$(sha256sum </tmp/data)" ] || exit 4
+            [ \"$sum\" = \"$(sha256sum </tmp/data)\" ] || exit 4
             ping -c 2 -W 10 -s 1400 {host} >/dev/null || exit 5
             nc {host} {port} </dev/null >/tmp/got || exit 6
             [ $(stat -c %s /tmp/got) = {bytes} ] || exit 7
