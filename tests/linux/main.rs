@@ -19,6 +19,7 @@ mod net;
 mod pci;
 mod share;
 mod streams;
+mod usernet;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         disk::tests(),
         block::tests(),
         net::tests(),
+        usernet::tests(),
         pci::tests(),
         vsock::tests(),
         metrics::tests(),

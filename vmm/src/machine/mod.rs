@@ -119,7 +119,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending, &counters)?;
-    sandbox::event_loop(needs(config)).install()?;
+    sandbox::event_loop(needs(config, &inputs.devices)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
@@ -136,13 +136,13 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 }
 
 /// What the event loop does in this machine beside what it always does.
-fn needs(config: &Config) -> sandbox::Needs {
+fn needs(config: &Config, devices: &Devices) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
     sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
-        networks: config.nets.iter().any(|net| net.user().is_some()),
+        networks: devices.networks,
     }
 }
 

@@ -4,12 +4,13 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
-use crate::config::{self, Config, Format, NetBackend, Transport};
+use crate::config::{self, Config, Format, NetBackend, Transport, UserBackend};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
 use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
+use devices::backend::passt::{self, Passt, PasstError};
 use devices::backend::share::Share;
 use devices::backend::tap::Tap;
 use devices::backend::user::{self, Forward, UserNet};
@@ -27,7 +28,7 @@ use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
-use devices::virtio::{Interrupt, SharedVirtio};
+use devices::virtio::{self, Interrupt, SharedVirtio};
 use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,6 +48,8 @@ pub struct Devices {
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// The console, with its end of the user's terminal.
     pub console: Option<console::Opened>,
+    /// One of them makes connections for the guest.
+    pub networks: bool,
 }
 
 impl Devices {
@@ -66,13 +69,14 @@ impl Devices {
 /// Opens what is behind each device: disks, network cards, vsock, shares,
 /// balloon, console, entropy.
 pub fn open(config: &Config) -> Result<Devices, Error> {
-    let mut slots: Vec<Slot> = Vec::new();
+    let mut devices = Devices::default();
     for disk in config.all_disks() {
-        slots.push(open_disk(config, disk)?);
+        devices.slots.push(open_disk(config, disk)?);
     }
     for (number, net) in config.nets.iter().enumerate() {
-        slots.push(open_net(net, number)?);
+        open_net(net, number, &mut devices)?;
     }
+    let Devices { slots, balloon, console, .. } = &mut devices;
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
     }
@@ -80,16 +84,16 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;
         slots.push(Arc::new(Mutex::new(Fs::new(&share.tag, directory))));
     }
-    let balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
-    if let Some(balloon) = &balloon {
+    *balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
+    if let Some(balloon) = balloon {
         slots.push(balloon.clone());
     }
-    let console = console::open(config)?;
-    if let Some(console) = &console {
+    *console = console::open(config)?;
+    if let Some(console) = console {
         slots.push(console.device.clone());
     }
     slots.push(open_rng(config.rng.as_ref())?);
-    Ok(Devices { slots, balloon, console })
+    Ok(devices)
 }
 
 fn open_balloon(wanted: &config::Balloon, config: &Config) -> Result<Arc<Mutex<Balloon>>, Error> {
@@ -144,25 +148,31 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net, number: usize) -> Result<Slot, Error> {
+fn open_net(net: &config::Net, number: usize, devices: &mut Devices) -> Result<(), Error> {
     let (name, user) = match &net.backend {
         NetBackend::Tap(tap) => (tap.clone(), None),
         // Each card of the guest needs another address.
         NetBackend::User(user) => (format!("user{number}"), Some(user)),
     };
     let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&name));
-    let (backend, mtu): (Box<dyn devices::virtio::net::NetBackend>, _) = match user {
+    let (backend, mtu): (Box<dyn virtio::net::NetBackend>, _) = match user {
         None => {
             let tap = Tap::open(&name)?;
             let mtu = tap.mtu;
             (Box::new(tap), mtu)
         }
-        Some(user) => (Box::new(open_user_net(user, mac)?), Some(user::MTU)),
+        Some(user) => (open_user_net(user, mac, &mut devices.networks)?, Some(user::MTU)),
     };
-    Ok(Arc::new(Mutex::new(Net::new(mac, mtu, backend))))
+    devices.slots.push(Arc::new(Mutex::new(Net::new(mac, mtu, backend))));
+    Ok(())
 }
 
-fn open_user_net(wanted: &config::UserNet, mac: [u8; 6]) -> Result<UserNet, Error> {
+/// Opens a user-mode network; `internal`: it is served by the event loop.
+fn open_user_net(
+    wanted: &config::UserNet,
+    mac: [u8; 6],
+    internal: &mut bool,
+) -> Result<Box<dyn virtio::net::NetBackend>, Error> {
     let forwards = wanted.hostfwd.iter().map(|forward| Forward {
         protocol: match forward.protocol {
             config::Protocol::Tcp => user::Protocol::Tcp,
@@ -176,7 +186,19 @@ fn open_user_net(wanted: &config::UserNet, mac: [u8; 6]) -> Result<UserNet, Erro
         resolvers: user::resolvers(),
         forwards: forwards.collect(),
     };
-    Ok(UserNet::new(mac, options)?)
+    match (wanted.backend, passt::find()) {
+        (UserBackend::Passt, None) => return Err(PasstError::Missing.into()),
+        (UserBackend::Passt, Some(path)) => {
+            return Ok(Box::new(Passt::start(&path, mac, &options)?));
+        }
+        (UserBackend::Auto, Some(path)) => match Passt::start(&path, mac, &options) {
+            Ok(passt) => return Ok(Box::new(passt)),
+            Err(error) => log::info!("{error}; the monitor does it"),
+        },
+        (UserBackend::Auto, None) | (UserBackend::Internal, _) => {}
+    }
+    *internal = true;
+    Ok(Box::new(UserNet::new(mac, options)?))
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {

@@ -21,7 +21,7 @@
 mod dhcp;
 mod flows;
 mod forward;
-mod route;
+pub(super) mod route;
 mod socket;
 mod tcp;
 #[cfg(test)]

@@ -87,6 +87,10 @@ pub trait NetBackend: Send {
     fn receive(&mut self, frame: &mut IoVecs<'_>, rest: &mut [u8]) -> io::Result<Option<usize>>;
     /// A descriptor that becomes readable when there are frames.
     fn source(&self) -> Option<RawFd>;
+    /// Whether it is connected to anything still.
+    fn link(&self) -> bool {
+        true
+    }
     /// What the backend has counted itself.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -137,6 +141,8 @@ pub struct Net {
     mtu: Option<u16>,
     backend: Box<dyn NetBackend>,
     counters: Arc<NetCounters>,
+    /// What the driver was told of the link.
+    link: bool,
     active: Option<Active>,
 }
 
@@ -184,7 +190,7 @@ pub fn derived_mac(tap: &str) -> [u8; 6] {
 impl Net {
     /// A card with the address `mac` on `backend`.
     pub fn new(mac: [u8; 6], mtu: Option<u16>, backend: Box<dyn NetBackend>) -> Self {
-        Self { mac, mtu, backend, counters: Default::default(), active: None }
+        Self { mac, mtu, backend, counters: Default::default(), link: true, active: None }
     }
 
     /// What the card has moved.
@@ -196,7 +202,8 @@ impl Net {
     fn config(&self) -> [u8; 12] {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.mac);
-        config[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
+        let status = if self.link { LINK_UP } else { 0 };
+        config[6..8].copy_from_slice(&status.to_le_bytes());
         config[8..10].copy_from_slice(&1u16.to_le_bytes());
         config[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
         config
@@ -210,6 +217,9 @@ impl Net {
         receiver.run(mem, queue, self.backend.as_mut(), &self.counters)?;
         if queue.needs_interrupt(mem)? {
             interrupt.queue(RECEIVE);
+        }
+        if std::mem::replace(&mut self.link, self.backend.link()) != self.link {
+            interrupt.config();
         }
         Ok(())
     }
