@@ -8,4 +8,5 @@ pub mod port;
 pub mod share;
 pub mod tap;
 pub mod user;
+pub mod vhost;
 pub mod vsock;

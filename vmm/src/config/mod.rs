@@ -22,7 +22,7 @@ pub use device::{Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
 pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
-pub use net::{Forward, Net, NetBackend, Protocol, UserBackend, UserNet};
+pub use net::{Forward, Net, NetBackend, Protocol, UserBackend, UserNet, Vhost};
 pub use size::Size;
 
 use devices::backend::vsock::MAX_PATH as MAX_UDS;
@@ -271,6 +271,14 @@ pub enum ConfigError {
     /// A name that no network interface can have.
     #[error("net: tap name {0:?}: must be 1 to 15 characters without '/' or white space")]
     TapName(String),
+    /// A network card that can't be so.
+    #[error("net {net}: {why}")]
+    Net {
+        /// The card.
+        net: String,
+        /// What to do.
+        why: &'static str,
+    },
     /// Not a unicast MAC address.
     #[error("net {net}: mac {mac:?}: must be six hex bytes like 02:00:00:00:00:01, not multicast")]
     Mac {

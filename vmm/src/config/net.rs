@@ -2,6 +2,8 @@
 
 use super::ConfigError;
 use super::fields::Fields;
+use super::limit::Limit;
+use devices::virtio::net::{MAX_PAIRS, MTUS};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -21,7 +23,47 @@ pub struct Net {
     /// number, by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// The largest packet, of the guest and of its interface; the interface's
+    /// own by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Pairs of queues; see [`Net::pairs`] for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u32>,
+    /// Bytes that may be received, and as many that may be sent, in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Limit>,
+    /// Frames, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<Limit>,
+    /// Whether the host's kernel moves the frames.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vhost: Vhost,
 }
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Whether the host's kernel moves a card's frames (vhost-net).
+///
+/// Off by default: it saves work, but what a guest writes into its rings is then
+/// read by the kernel itself, where a mistake is everybody's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vhost {
+    /// The monitor moves them.
+    #[default]
+    Off,
+    /// The kernel does, or the machine does not start.
+    On,
+    /// The kernel does where it can and may, and there are no limits.
+    Auto,
+}
+
+/// Pairs of queues where nobody says how many, at most: more would cost the
+/// guest memory and bring little.
+const DEFAULT_PAIRS: u32 = 8;
 
 /// What a network card is connected to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,11 +185,33 @@ impl From<Forward> for String {
 impl Net {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         self.backend.validate()?;
-        match &self.mac {
-            Some(mac) if parse_mac(mac).is_none() => {
-                Err(ConfigError::Mac { net: self.backend.name().to_owned(), mac: mac.clone() })
-            }
-            _ => Ok(()),
+        let net = || self.backend.name().to_owned();
+        if let Some(mac) = self.mac.as_ref().filter(|mac| parse_mac(mac).is_none()) {
+            return Err(ConfigError::Mac { net: net(), mac: mac.clone() });
+        }
+        let refuse = |why| Err(ConfigError::Net { net: net(), why });
+        if self.queues.is_some_and(|n| !(1..=MAX_PAIRS as u32).contains(&n)) {
+            return refuse("queues= must be 1 to 16");
+        }
+        if self.mtu.is_some_and(|mtu| !MTUS.contains(&mtu)) {
+            return refuse("mtu= must be 68 to 65521");
+        }
+        if self.vhost == Vhost::On && (self.rate.is_some() || self.ops.is_some()) {
+            return refuse("rate= and ops= are for vhost=off: the kernel has no limits");
+        }
+        let plain = self.queues.is_none() && self.mtu.is_none() && self.vhost == Vhost::Off;
+        if self.user().is_some() && !plain {
+            return refuse("queues=, mtu= and vhost= are for tap=");
+        }
+        Ok(())
+    }
+
+    /// How many pairs of queues there are to be, and whether fewer will do: one
+    /// for each vCPU by default, where the interface allows that.
+    pub fn pairs(&self, cpus: u32) -> (usize, bool) {
+        match self.queues {
+            Some(asked) => (asked as usize, false),
+            None => (cpus.clamp(1, DEFAULT_PAIRS) as usize, true),
         }
     }
 
@@ -218,6 +282,12 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
+/// A number that [`Net::validate`] judges; one that is too large for it is as
+/// wrong as the largest.
+fn mtu(fields: &mut Fields) -> Result<Option<u16>, ConfigError> {
+    Ok(fields.number("mtu")?.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)))
+}
+
 /// `tap=NAME` or `user`, and then more fields.
 impl FromStr for Net {
     type Err = ConfigError;
@@ -228,7 +298,16 @@ impl FromStr for Net {
         if user {
             fields.take("user");
         }
-        let net = Self { backend: NetBackend::take(&mut fields, user)?, mac: fields.take("mac") };
+        let vhost = [("off", Vhost::Off), ("on", Vhost::On), ("auto", Vhost::Auto)];
+        let net = Self {
+            backend: NetBackend::take(&mut fields, user)?,
+            mac: fields.take("mac"),
+            mtu: mtu(&mut fields)?,
+            queues: fields.number("queues")?,
+            rate: fields.parse("rate")?,
+            ops: fields.parse("ops")?,
+            vhost: fields.word("vhost", &vhost)?,
+        };
         fields.end()?;
         net.validate()?;
         Ok(net)

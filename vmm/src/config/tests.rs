@@ -45,6 +45,38 @@ fn networks_are_read_from_their_shorthand() {
 }
 
 #[test]
+fn the_ways_of_a_network_card_are_read_and_written_alike() {
+    for text in [
+        "tap=t,mtu=9000,queues=4",
+        "t,rate=50M:10M,ops=1000",
+        "tap=t,vhost=auto,ops=5",
+        "user,rate=1M",
+    ] {
+        let net: Net = text.parse().unwrap();
+        let json = serde_json::to_string(&net).unwrap();
+        assert_eq!(serde_json::from_str::<Net>(&json).unwrap(), net, "{json}");
+    }
+    let net: Net = "t".parse().unwrap();
+    assert_eq!([1, 4, 32].map(|cpus| net.pairs(cpus)), [(1, true), (4, true), (8, true)]);
+    assert_eq!("t,queues=3".parse::<Net>().unwrap().pairs(32), (3, false));
+    for (text, part) in [
+        ("t,queues=0", "1 to 16"),
+        ("t,queues=17", "1 to 16"),
+        ("t,queues=x", "must be a number"),
+        ("t,mtu=67", "68 to 65521"),
+        ("t,mtu=70000", "68 to 65521"),
+        ("t,rate=0", "more than 0"),
+        ("t,vhost=yes", "off or on or auto"),
+        ("t,vhost=on,ops=1", "vhost=off"),
+        ("user,queues=2", "for tap="),
+        ("user,vhost=auto", "for tap="),
+    ] {
+        let said = text.parse::<Net>().unwrap_err().to_string();
+        assert!(said.starts_with("net ") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn a_user_network_is_read_from_its_shorthand() {
     let net: Net = "user".parse().unwrap();
     assert_eq!(net.user(), Some(&UserNet::default()));

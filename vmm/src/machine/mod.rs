@@ -12,6 +12,7 @@ mod console;
 mod error;
 mod limits;
 mod slots;
+mod usernet;
 
 pub use error::Error;
 

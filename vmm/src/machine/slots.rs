@@ -4,16 +4,17 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
-use crate::config::{self, Config, Format, NetBackend, Transport, UserBackend};
+use super::usernet;
+use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
 use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
-use devices::backend::passt::{self, Passt, PasstError};
 use devices::backend::share::Share;
-use devices::backend::tap::Tap;
-use devices::backend::user::{self, Forward, UserNet};
+use devices::backend::tap::{Queues, Tap};
+use devices::backend::user;
+use devices::backend::vhost::VhostNet;
 use devices::backend::vsock::UnixSockets;
 use devices::bus::lock;
 use devices::irq::IrqLine;
@@ -23,13 +24,12 @@ use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use devices::virtio::net::{Net, derived_mac};
+use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
-use devices::virtio::{self, Interrupt, SharedVirtio};
-use std::net::SocketAddrV4;
+use devices::virtio::{Interrupt, SharedVirtio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
         devices.slots.push(open_disk(config, disk)?);
     }
     for (number, net) in config.nets.iter().enumerate() {
-        open_net(net, number, &mut devices)?;
+        devices.slots.push(open_net(config, net, number, &mut devices.networks)?);
     }
     let Devices { slots, balloon, console, .. } = &mut devices;
     if let Some(vsock) = &config.vsock {
@@ -148,57 +148,63 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net, number: usize, devices: &mut Devices) -> Result<(), Error> {
-    let (name, user) = match &net.backend {
-        NetBackend::Tap(tap) => (tap.clone(), None),
+fn open_net(
+    config: &Config,
+    net: &config::Net,
+    number: usize,
+    networks: &mut bool,
+) -> Result<Slot, Error> {
+    let name = match &net.backend {
+        NetBackend::Tap(tap) => tap.clone(),
         // Each card of the guest needs another address.
-        NetBackend::User(user) => (format!("user{number}"), Some(user)),
+        NetBackend::User(_) => format!("user{number}"),
     };
     let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&name));
-    let (backend, mtu): (Box<dyn virtio::net::NetBackend>, _) = match user {
-        None => {
-            let tap = Tap::open(&name)?;
-            let mtu = tap.mtu;
-            (Box::new(tap), mtu)
-        }
-        Some(user) => (open_user_net(user, mac, &mut devices.networks)?, Some(user::MTU)),
+    let limiter = || -> Result<Option<Limiter>, Error> {
+        let (bytes, frames) = (net.rate.map(|l| l.0), net.ops.map(|l| l.0));
+        let wanted = bytes.is_some() || frames.is_some();
+        wanted.then(|| Limiter::new(bytes, frames)).transpose().map_err(Error::host("timerfd"))
     };
-    devices.slots.push(Arc::new(Mutex::new(Net::new(mac, mtu, backend))));
-    Ok(())
+    // Each direction has its own.
+    let (receive, transmit) = (limiter()?, limiter()?);
+    let mut options = net::Options { mac, receive, transmit, ..net::Options::default() };
+    let mut backends: Vec<Box<dyn net::NetBackend>> = Vec::new();
+    match net.user() {
+        Some(user) => {
+            options.mtu = Some(user::MTU);
+            backends.push(usernet::open(user, mac, networks)?);
+        }
+        None => {
+            let (pairs, fewer) = net.pairs(config.cpus);
+            let wanted = if fewer { Queues::UpTo(pairs) } else { Queues::Exactly(pairs) };
+            let mut taps = Tap::open_queues(&name, wanted)?;
+            if let (Some(mtu), Some(tap)) = (net.mtu, taps.first_mut()) {
+                tap.require_mtu(mtu)?;
+            }
+            options.mtu = taps.first().and_then(|tap| tap.mtu);
+            options.vhost = open_vhost(net, taps.len())?;
+            backends.extend(taps.into_iter().map(|tap| Box::new(tap) as Box<_>));
+        }
+    }
+    let net = Net::new(options, backends).map_err(Error::host("eventfd"))?;
+    Ok(Arc::new(Mutex::new(net)))
 }
 
-/// Opens a user-mode network; `internal`: it is served by the event loop.
-fn open_user_net(
-    wanted: &config::UserNet,
-    mac: [u8; 6],
-    internal: &mut bool,
-) -> Result<Box<dyn virtio::net::NetBackend>, Error> {
-    let forwards = wanted.hostfwd.iter().map(|forward| Forward {
-        protocol: match forward.protocol {
-            config::Protocol::Tcp => user::Protocol::Tcp,
-            config::Protocol::Udp => user::Protocol::Udp,
-        },
-        host: SocketAddrV4::new(forward.address, forward.host),
-        guest: forward.guest,
-    });
-    let options = user::Options {
-        host_loopback: wanted.host_loopback,
-        resolvers: user::resolvers(),
-        forwards: forwards.collect(),
-    };
-    match (wanted.backend, passt::find()) {
-        (UserBackend::Passt, None) => return Err(PasstError::Missing.into()),
-        (UserBackend::Passt, Some(path)) => {
-            return Ok(Box::new(Passt::start(&path, mac, &options)?));
-        }
-        (UserBackend::Auto, Some(path)) => match Passt::start(&path, mac, &options) {
-            Ok(passt) => return Ok(Box::new(passt)),
-            Err(error) => log::info!("{error}; the monitor does it"),
-        },
-        (UserBackend::Auto, None) | (UserBackend::Internal, _) => {}
+/// The kernel's data path for each pair of queues, if it is wanted and can be had.
+fn open_vhost(net: &config::Net, pairs: usize) -> Result<Vec<VhostNet>, Error> {
+    let unlimited = net.rate.is_none() && net.ops.is_none();
+    if net.vhost == Vhost::Off || !unlimited {
+        return Ok(Vec::new());
     }
-    *internal = true;
-    Ok(Box::new(UserNet::new(mac, options)?))
+    let opened: std::io::Result<Vec<_>> = (0..pairs).map(|_| VhostNet::open()).collect();
+    match opened {
+        Err(e) if net.vhost == Vhost::Auto => {
+            log::info!("net {}: without vhost: {e}", net.backend.name());
+            Ok(Vec::new())
+        }
+        Err(source) => Err(Error::Vhost { net: net.backend.name().to_owned(), source }),
+        Ok(vhost) => Ok(vhost),
+    }
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {

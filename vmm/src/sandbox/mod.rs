@@ -148,7 +148,8 @@ const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp, libc::SYS_io_urin
 
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
 /// it crashes, the offloads of a TAP when its driver starts, and restoring the
-/// terminal; and what a PCI driver does to interrupts and BARs.
+/// terminal; what a PCI driver does to interrupts and BARs; and stopping the
+/// kernel's data path of a network card, and telling it about interrupts.
 const VCPU_IOCTLS: &[u32] = &[
     KVM_RUN,
     KVM_GET_REGS,
@@ -156,6 +157,8 @@ const VCPU_IOCTLS: &[u32] = &[
     KVM_IOEVENTFD,
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
+    VHOST_SET_VRING_CALL,
+    VHOST_NET_SET_BACKEND,
     TCGETS,
     TCSETS,
     TIOCGPGRP,
@@ -175,6 +178,8 @@ const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 
 /// A compiled filter, to be installed on the thread that it is for.
 pub struct Filter {

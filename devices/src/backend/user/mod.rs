@@ -301,12 +301,14 @@ impl NetBackend for UserNet {
         features::CSUM | features::GUEST_CSUM | features::HOST_TSO4
     }
 
-    /// Another driver is another start of the guest: what was there is over.
-    fn set_features(&mut self, negotiated: u64) -> io::Result<()> {
+    fn restart(&mut self) {
         self.outbox.clear();
         self.connections.clear();
         self.flows.clear();
         self.forwards.clear();
+    }
+
+    fn set_features(&mut self, negotiated: u64) -> io::Result<()> {
         self.outbox.guest_sums = negotiated & features::GUEST_CSUM != 0;
         self.mtu = negotiated & features::MTU != 0;
         Ok(())

@@ -651,7 +651,7 @@ fn a_guest_that_wants_too_much_gets_no_more_than_its_share() {
     // It takes none of the answers: they are bounded, too.
     assert!(guest.net.outbox.bytes() <= wire::MAX_QUEUED + 2 * wire::MAX_PACKET);
     // Another driver starts with nothing.
-    guest.net.set_features(0).unwrap();
+    guest.net.restart();
     assert_eq!((guest.open_connections(), guest.net.outbox.bytes()), (0, 0));
 
     for port in 1..=2 * MAX_FLOWS as u16 {
@@ -718,6 +718,7 @@ proptest! {
         }
         prop_assert!(guest.open_connections() <= MAX_CONNECTIONS);
         // It works for everyone else as before.
+        guest.net.restart();
         guest.net.set_features(0).unwrap();
         let (listener, to) = listener();
         let handle = guest.connect(to);
