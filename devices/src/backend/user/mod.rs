@@ -21,6 +21,8 @@
 mod dhcp;
 mod flows;
 mod forward;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub(super) mod route;
 mod socket;
 mod tcp;
@@ -150,7 +152,7 @@ impl UserNet {
         let error = |what| move |source| UserNetError::Io { what, source };
         let Options { host_loopback, resolvers, forwards } = options;
         let epoll = Epoll::new().map_err(error("epoll"))?;
-        let routes = Routes { host_loopback, resolvers };
+        let routes = Routes { host_loopback, resolvers, ..Routes::default() };
         let host = Host { epoll, routes, counts: Counts::default() };
         let timer = TimerFd::new().map_err(|e| error("timerfd")(e.into()))?;
         host.watch(timer.as_raw_fd(), token(TIMER, 0)).map_err(error("epoll"))?;

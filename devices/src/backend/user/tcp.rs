@@ -176,7 +176,7 @@ impl Connections {
     }
 
     /// How many there are.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub fn count(&self) -> usize {
         self.all.len()
     }

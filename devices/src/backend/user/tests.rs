@@ -4,7 +4,7 @@
 use super::*;
 use crate::virtio::queue::IoVecStore;
 use proptest::collection::vec;
-use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_oneof, proptest};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp, udp};
@@ -667,7 +667,7 @@ fn a_guest_that_wants_too_much_gets_no_more_than_its_share() {
 }
 
 /// What a hostile guest sends.
-fn hostile() -> impl Strategy<Value = Vec<u8>> {
+fn nonsense() -> impl Strategy<Value = Vec<u8>> {
     let to = prop_oneof![
         5 => (0u8..5).prop_map(|host| Ipv4Addr::new(10, 0, 2, host)),
         1 => any::<u32>().prop_map(|bits| Ipv4Addr::from(bits & 0x7f00_0000_u32 | 0x7f00_0000)),
@@ -704,7 +704,7 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn no_frames_break_the_gateway(
-        frames in vec((hostile(), any::<bool>()), 0..60),
+        frames in vec((nonsense(), any::<bool>()), 0..60),
         sums in any::<bool>(),
     ) {
         let mut guest = Guest::new(options(), sums);
@@ -724,5 +724,13 @@ proptest! {
         let handle = guest.connect(to);
         guest.until("a connection", |guest| guest.stream(handle).may_send());
         drop(listener);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn neither_the_guest_nor_the_host_breaks_it(program in vec(any::<u8>(), 0..600)) {
+        hostile::run(&program);
     }
 }

@@ -58,7 +58,7 @@ impl Outbox {
     }
 
     /// Bytes that wait.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
