@@ -162,7 +162,7 @@ pub struct Args {
     ///   rate=SIZE[:BURST], ops=N[:BURST]
     ///                       bytes and frames in a second, and at once after
     ///                       a rest, in each direction [default: no limit]
-    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
+    ///   vhost=off|on|auto   let the kernel move the frames: less work,
     ///                       but a guest then speaks to the kernel itself;
     ///                       auto where it can [default: off]
     #[arg(
