@@ -237,47 +237,52 @@ fn streams(transport: &str, vhost: &str) -> Verdict {
     Ok(Completion::Completed)
 }
 
-/// Both ways at once, more is sent than may be; what gets through is counted in
-/// the guest and by its clock.
+/// More is sent than may be, on a card for each limit and direction; what gets
+/// through is counted in the guest and by its clock.
 fn limits() -> Verdict {
-    let Some(bytes) = HostTap::new("mvbytes", 5) else { return unavailable() };
-    let Some(frames) = HostTap::new("mvframes", 6) else { return unavailable() };
-    let sinks = [UdpSocket::bind((bytes.host(), 9))?, UdpSocket::bind((frames.host(), 9))?];
+    let taps = [("mvlim5", 5), ("mvlim6", 6), ("mvlim7", 7), ("mvlim8", 8)];
+    let taps: Option<Vec<HostTap>> =
+        taps.into_iter().map(|(n, net)| HostTap::new(n, net)).collect();
+    let Some(taps) = taps else { return unavailable() };
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let flood = std::thread::spawn(move || {
+        let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else { return };
         while !stopped.load(Ordering::Relaxed) {
             // Nobody is there at first, and later the way is full.
-            let _ = sinks[0].send_to(&[0; 1000], "10.77.5.2:9");
-            let _ = sinks[1].send_to(&[0; 100], "10.77.6.2:9");
-            std::thread::sleep(Duration::from_millis(5));
+            let _ = socket.send_to(&[0; 1000], "10.77.5.2:9");
+            let _ = socket.send_to(&[0; 100], "10.77.6.2:9");
+            std::thread::sleep(Duration::from_millis(10));
         }
     });
-    let script = "ip addr add 10.77.6.2/24 dev eth1; ip link set eth1 up
+    let listeners =
+        [TcpListener::bind((taps[2].host(), 9))?, TcpListener::bind((taps[3].host(), 9))?];
+    for listener in listeners {
+        std::thread::spawn(move || {
+            let accepted = listener.accept();
+            accepted.and_then(|(mut from, _)| std::io::copy(&mut from, &mut std::io::sink()))
+        });
+    }
+    let script = "for i in 1 2 3; do ip addr add 10.77.$((i + 5)).2/24 dev eth$i; ip link set eth$i up; done
         now() { read -r up rest </proc/uptime; echo ${up%.*}${up#*.}; }
-        look() {
-            read -r a </sys/class/net/eth0/statistics/rx_bytes
-            read -r b </sys/class/net/eth0/statistics/tx_bytes
-            read -r c </sys/class/net/eth1/statistics/rx_packets
-            read -r d </sys/class/net/eth1/statistics/tx_packets
-        }
-        nc -u 10.77.5.1 9 </dev/zero & nc -u 10.77.6.1 9 </dev/zero &
+        at() { read -r $1 </sys/class/net/$2/statistics/$3; }
+        look() { at a eth0 rx_bytes; at b eth1 rx_packets; at c eth2 tx_bytes; at d eth3 tx_packets; }
+        nc 10.77.7.1 9 </dev/zero & nc 10.77.8.1 9 </dev/zero &
         sleep 3; start=$(now); look; set -- $a $b $c $d
         sleep 8; time=$(($(now) - start)); look
-        echo rx_bytes=$(((a - $1) * 100 / time)); echo tx_bytes=$(((b - $2) * 100 / time))
-        echo rx_frames=$(((c - $3) * 10000 / time)); echo tx_frames=$(((d - $4) * 10000 / time))
-        kill %1 %2";
-    let outcome = bytes
-        .guest_with(",rate=64K", script)
-        .arg("--net")
-        .arg(format!("tap={},ops=50", frames.name))
-        .run();
+        echo rx_bytes=$(((a - $1) * 100 / time)); echo rx_frames=$(((b - $2) * 10000 / time))
+        echo tx_bytes=$(((c - $3) * 100 / time)); echo tx_frames=$(((d - $4) * 10000 / time))";
+    let mut guest = taps[0].guest_with(",rate=64K:64K", script);
+    for (tap, limit) in taps.iter().skip(1).zip(["ops=50:50", "rate=64K:64K", "ops=10:10"]) {
+        guest = guest.arg("--net").arg(format!("tap={},{limit}", tap.name));
+    }
+    let outcome = guest.run();
     stop.store(true, Ordering::Relaxed);
     flood.join().map_err(|_| "the flood panicked")?;
     let outcome = outcome?.script_passed()?;
     // Frames in hundredths, so that rounding does not decide.
     for (name, wanted) in
-        [("rx_bytes", 65536), ("tx_bytes", 65536), ("rx_frames", 5000), ("tx_frames", 5000)]
+        [("rx_bytes", 64 << 10), ("rx_frames", 5000), ("tx_bytes", 64 << 10), ("tx_frames", 1000)]
     {
         let got = outcome.count(name)?;
         let holds = got * 100 <= wanted * 105 && got * 100 >= wanted * 95;
