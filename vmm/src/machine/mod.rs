@@ -92,6 +92,7 @@ pub struct Attached {
 
 /// Runs the machine that `config` describes to its end.
 pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
+    limits::keep_one_heap();
     limits::raise_descriptors();
     let has_streams = attached.streams.is_some();
     let mut inputs = Inputs::open(config, attached.streams)?;
