@@ -11,6 +11,7 @@ mod disk;
 mod guest;
 mod hvc;
 mod input;
+mod job;
 mod kit;
 mod lifecycle;
 mod machine;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         console::tests(),
         hvc::tests(),
         input::tests(),
+        job::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);
