@@ -73,6 +73,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
 
+    /// If this host lacks something that isolates: best, report or strict
+    ///
+    /// The monitor gives up system calls, files, connections, privileges and
+    /// capabilities that it does not need. best takes what there is, report tells
+    /// it on standard error, and strict runs nothing without all.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "LEVEL",
+        default_value = "best",
+        hide_default_value = true,
+        help_heading = "The machine"
+    )]
+    pub isolation: job::Isolation,
+
     /// Set a variable, or keep the caller's; may be given more than once
     #[arg(long, value_name = "NAME[=VALUE]", help_heading = "The job")]
     pub env: Vec<String>,
@@ -138,6 +153,7 @@ impl RunArgs {
                 (false, true) => Some(false),
                 (false, false) => None,
             },
+            isolation: self.isolation,
             kernel_log: self.kernel_log,
         }
     }

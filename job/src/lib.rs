@@ -10,6 +10,7 @@ pub mod caller;
 mod error;
 pub mod image;
 mod init;
+mod isolation;
 mod kernel;
 pub mod options;
 mod plan;
@@ -20,6 +21,7 @@ pub mod size;
 mod source;
 
 pub use error::{Error, status};
+pub use isolation::Isolation;
 pub use options::{Bind, Options};
 pub use run::{Outcome, die_by, run};
 

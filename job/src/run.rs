@@ -1,6 +1,7 @@
 //! A job from its options to its end.
 
 use crate::caller::Caller;
+use crate::isolation::{self, Reachable};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::relay::signals::Signals;
@@ -34,7 +35,18 @@ pub fn run(options: Options) -> Result<Outcome, Error> {
     let config = vmm::config::Config { initrd: Some(path), ..plan.config };
     let ending = Ending::new().map_err(Error::host("eventfd"))?;
     let (relay, streams) = Relay::start(plan.spec, signals, ending.clone())?;
-    let attached = Attached { signals: None, streams: Some(streams), ending: Some(ending) };
+    let reachable: Vec<Reachable> = config
+        .shares
+        .iter()
+        .map(|share| Reachable { path: share.path.clone(), writable: !share.readonly })
+        .collect();
+    let (level, network) = (options.isolation, !config.nets.is_empty());
+    let attached = Attached {
+        streams: Some(streams),
+        ending: Some(ending),
+        confine: Some(Box::new(move || isolation::apply(level, &reachable, network))),
+        ..Attached::default()
+    };
     let exit = machine::run(&config, attached)?;
     let Finished { report, lost } = relay.finish();
     conclude(exit, report, lost, start)
