@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::image_commands::ImageCommand;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -297,6 +298,8 @@ pub enum Command {
         json: bool,
     },
     Run(Box<RunArgs>),
+    #[command(flatten)]
+    Image(ImageCommand),
 }
 
 /// What to report.
@@ -455,9 +458,13 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for help in [Args::command().render_help(), Args::command().render_long_help()] {
-            for line in help.to_string().lines() {
-                assert!(line.chars().count() <= 80, "{line}");
+        let mut all = vec![Args::command()];
+        all.extend(Args::command().get_subcommands().cloned());
+        for command in &mut all {
+            for help in [command.render_help(), command.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{line}");
+                }
             }
         }
     }

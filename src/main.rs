@@ -3,12 +3,13 @@
 
 mod args;
 mod doctor;
+mod image_commands;
 mod logger;
 mod run;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
-use job::Outcome;
+use job::{Job, Outcome};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -32,6 +33,8 @@ enum Error {
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
     Output(io::Error),
+    #[error(transparent)]
+    Image(#[from] job::image::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -40,7 +43,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) => status::INPUT,
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
+        Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
     })
 }
@@ -103,7 +107,10 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 /// Ends as the job does.
 fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     logger::install(level.into());
-    match job::run(wanted.into_options())? {
+    let mut bar = image_commands::Bar::default();
+    let job = Job::prepare(wanted.into_options(), &mut bar)?;
+    drop(bar);
+    match job.run()? {
         Outcome::Exited(status) => Ok(status),
         Outcome::Signalled(signal) => {
             job::die_by(signal);

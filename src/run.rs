@@ -18,8 +18,10 @@ Examples:
       A virtual machine for each rank.
 
 Images:
-  a directory; a file or block device with ext4, squashfs or erofs; or host,
-  which is the root of this host. A directory called host is ./host.
+  a directory; a file or block device with ext4, squashfs or erofs; a SIF; what
+  microvm build makes; oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] or
+  docker-archive:FILE, which are put together in the cache; or host, the root
+  of this host. A directory called host is ./host.
 
 Exit status:
   The job's own; and a job that a signal has ended ends microvm by the same.

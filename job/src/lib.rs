@@ -23,7 +23,7 @@ mod source;
 pub use error::{Error, status};
 pub use isolation::Isolation;
 pub use options::{Bind, Options};
-pub use run::{Outcome, die_by, run};
+pub use run::{Job, Outcome, die_by};
 
 /// An error without Rust's `(os error N)`.
 fn plain(error: &std::io::Error) -> String {
