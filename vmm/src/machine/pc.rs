@@ -46,7 +46,8 @@ struct Drive {
 }
 
 /// Opens what is behind IDE drives and cards that are not virtio's.
-pub fn open(config: &Config) -> Result<Parts, Error> {
+/// Sets `networks` where the event loop will make connections for a card.
+pub fn open(config: &Config, networks: &mut bool) -> Result<Parts, Error> {
     let choices = config.choices();
     let mut parts = Parts { model: Some(choices.net_model), ..Parts::default() };
     if !choices.virtio_disks() {
@@ -64,7 +65,7 @@ pub fn open(config: &Config) -> Result<Parts, Error> {
         parts.drives.push_back(Drive { kind: Kind::Cd, image, serial, dma });
     }
     for (number, net) in config.nets.iter().enumerate().filter(|_| !choices.virtio_nets()) {
-        parts.cards.push(open_wire(net, number)?);
+        parts.cards.push(open_wire(net, number, networks)?);
     }
     Ok(parts)
 }
