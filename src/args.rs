@@ -1,5 +1,7 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::image_commands::ImageCommand;
+use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::fs::File;
@@ -336,6 +338,20 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is virtualized how: Xen's table, as it is on this host
+    ///
+    /// A guest of a few instructions measures what the host does about
+    /// privileged instructions and page tables, in less than a second. Exits
+    /// with 0 if that is known, with 4 if not.
+    #[command(verbatim_doc_comment)]
+    Spectrum {
+        /// Print the table and what it rests on as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    Run(Box<RunArgs>),
+    #[command(flatten)]
+    Image(ImageCommand),
 }
 
 /// What to report.

@@ -11,6 +11,7 @@ use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
 use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
+use devices::backend::prepared::Prepared;
 use devices::backend::share::Share;
 use devices::backend::tap::{Queues, Tap};
 use devices::backend::user;
@@ -27,7 +28,7 @@ use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
-use devices::virtio::vsock::Vsock;
+use devices::virtio::vsock::{CIDS, Vsock};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
 use std::sync::{Arc, Mutex};
@@ -68,7 +69,7 @@ impl Devices {
 
 /// Opens what is behind each device: disks, network cards, vsock, shares,
 /// balloon, console, entropy.
-pub fn open(config: &Config) -> Result<Devices, Error> {
+pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error> {
     let mut devices = Devices::default();
     for disk in config.all_disks() {
         devices.slots.push(open_disk(config, disk)?);
@@ -79,6 +80,10 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
     let Devices { slots, balloon, console, .. } = &mut devices;
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
+    }
+    if let Some(streams) = streams {
+        let device = Vsock::new(*CIDS.start(), Box::new(streams));
+        slots.push(Arc::new(Mutex::new(device)));
     }
     for share in &config.shares {
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;

@@ -10,7 +10,7 @@
 //! and its name says what it is. Nothing is counted that is not counted anyway:
 //! reports cost what reading costs.
 
-mod kvm;
+pub(crate) mod kvm;
 mod report;
 mod serve;
 
