@@ -20,7 +20,7 @@ const DOMAIN: u16 = 53;
 const MAX_RESOLVERS: usize = 3;
 
 /// Where the guest's packets go.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Routes {
     /// The gateway stands for the host's loopback address.
     pub host_loopback: bool,
@@ -32,6 +32,7 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// What the user allows, and the host's name servers.
     pub fn new(host_loopback: bool, resolvers: Vec<SocketAddr>) -> Self {
         Self {
             host_loopback,
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_host_itself_is_reached_only_where_that_was_asked_for() {
-        let mut routes = Routes::new(false, parse_resolvers(""));
+        let mut routes = Routes { resolvers: parse_resolvers(""), ..Default::default() };
         let to = |routes: &Routes, text: &str| routes.host(text.parse().unwrap(), 0);
         assert_eq!(to(&routes, "10.0.2.2:80"), None);
         for text in [
