@@ -3,6 +3,7 @@
 
 mod args;
 mod doctor;
+mod image_commands;
 mod logger;
 mod run;
 mod spectrum;
@@ -33,6 +34,8 @@ enum Error {
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
     Output(io::Error),
+    #[error(transparent)]
+    Image(#[from] job::image::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -41,7 +44,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) => status::INPUT,
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Spectrum { json }) => show_spectrum(json),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
+        Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
     })
 }
