@@ -29,8 +29,10 @@ const LENGTH: usize = 4;
 const MAX_FRAME: usize = 18 + 65536;
 /// Bytes read at once: a few large frames.
 const ROOM: usize = 4 * (LENGTH + MAX_FRAME);
-/// How long passt may take to answer its first frame.
-const START: Duration = Duration::from_secs(2);
+/// How long passt may take to answer its first frame: how often it is asked, and
+/// how long each answer is waited for.
+const QUESTIONS: usize = 20;
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why passt does not serve a card; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -231,10 +233,18 @@ fn greet(mut stream: &UnixStream, mac: [u8; 6]) -> io::Result<()> {
     question.extend(ends(route::GATEWAY));
     let len = (question.len() - LENGTH) as u32;
     question[..LENGTH].copy_from_slice(&len.to_be_bytes());
-    stream.set_read_timeout(Some(START))?;
-    stream.write_all(&question)?;
+    stream.set_read_timeout(Some(ANSWER))?;
     let mut length = [0; LENGTH];
-    stream.read_exact(&mut length)?;
+    let mut asked = 0;
+    loop {
+        asked += 1;
+        stream.write_all(&question)?;
+        match stream.read_exact(&mut length) {
+            // On a busy host it may be a while before it listens.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && asked < QUESTIONS => {}
+            other => break other?,
+        }
+    }
     let len = u32::from_be_bytes(length) as usize;
     if len > MAX_FRAME {
         return Err(ErrorKind::InvalidData.into());
