@@ -12,6 +12,7 @@ mod firmware;
 mod guest;
 mod hvc;
 mod input;
+mod job;
 mod kit;
 mod lifecycle;
 mod machine;
@@ -22,6 +23,7 @@ mod pci;
 mod share;
 mod spectrum;
 mod streams;
+mod usernet;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         disk::tests(),
         block::tests(),
         net::tests(),
+        usernet::tests(),
         pci::tests(),
         modes::tests(),
         vsock::tests(),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         input::tests(),
         firmware::tests(),
         spectrum::tests(),
+        job::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);

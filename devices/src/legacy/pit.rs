@@ -118,7 +118,7 @@ impl Counter {
         if !self.bcd {
             return value;
         }
-        [1000, 100, 10, 1].iter().fold(0, |bcd, unit| bcd << 4 | value / unit % 10)
+        [1000, 100, 10, 1].iter().fold(0, |bcd, unit| (bcd << 4) | (value / unit % 10))
     }
 
     fn decode(&self, value: u16) -> u32 {

@@ -39,6 +39,7 @@ macro_rules! words {
 
 words! {
     /// A row of Xen's table.
+    #[derive(Default)]
     Mode {
         /// A PC without anything made for virtual machines.
         Hvm = "hvm",
@@ -47,13 +48,8 @@ words! {
         /// With KVM's clock, interrupts and hints as well.
         Pvhvm = "pvhvm",
         /// And without a PC around them.
+        #[default]
         Pv = "pv",
-    }
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self::Pv
     }
 }
 

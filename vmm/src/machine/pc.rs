@@ -48,7 +48,8 @@ struct Drive {
 }
 
 /// Opens what is behind IDE drives and cards that are not virtio's.
-pub fn open(config: &Config) -> Result<Parts, Error> {
+/// Sets `networks` where the event loop will make connections for a card.
+pub fn open(config: &Config, networks: &mut bool) -> Result<Parts, Error> {
     let choices = config.choices();
     let mut parts = Parts { model: Some(choices.net_model), ..Parts::default() };
     if !choices.virtio_disks() {
@@ -66,7 +67,7 @@ pub fn open(config: &Config) -> Result<Parts, Error> {
         parts.drives.push_back(Drive { kind: Kind::Cd, image, serial, dma });
     }
     for (number, net) in config.nets.iter().enumerate().filter(|_| !choices.virtio_nets()) {
-        parts.cards.push(open_wire(net, number)?);
+        parts.cards.push(open_wire(net, number, networks)?);
     }
     Ok(parts)
 }
@@ -192,21 +193,21 @@ fn card(
     Ok((card.clone(), nic::Worker::new(card)))
 }
 
-/// The channels with their drives: both of the first, then both of the second.
+/// The channels with their drives: as many on each, in the order of their names
+/// in the guest.
 fn channels(mut drives: VecDeque<Drive>, vm: &Vm) -> Result<[SharedChannel; ide::CHANNELS], Error> {
-    let mut channel = |irq: u32| {
+    let first_half = drives.len().div_ceil(2);
+    let mut channel = |irq: u32, count: usize| {
         let line = IrqLine::new().map_err(Error::host("eventfd"))?;
         vm.connect_irq(&line, irq)?;
-        let mut unit = || {
-            drives.pop_front().map(|drive| {
-                let Drive { kind, image, serial, dma } = drive;
-                Unit::new(kind, image, serial, dma)
-            })
-        };
-        let units = [unit(), unit()];
+        let units = std::array::from_fn(|number| {
+            let drive = (number < count).then(|| drives.pop_front()).flatten()?;
+            let Drive { kind, image, serial, dma } = drive;
+            Some(Unit::new(kind, image, serial, dma))
+        });
         let channel = Channel::new(units, line).map_err(Error::host("eventfd"))?;
         Ok::<_, Error>(Arc::new(Mutex::new(channel)))
     };
     let [first, second] = ide::IRQS;
-    Ok([channel(first)?, channel(second)?])
+    Ok([channel(first, first_half)?, channel(second, ide::DRIVES)?])
 }

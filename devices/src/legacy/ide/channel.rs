@@ -49,6 +49,9 @@ const IDEINTS: u8 = 1 << 2;
 /// `BMISX`: drives 0 and 1 are capable of DMA, says the software.
 const CAPABLE: u8 = 3 << 5;
 
+/// Errors of images that are told: a guest could fill a log with them.
+const MAX_LOGGED: u32 = 8;
+
 /// Something for the event loop to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -86,6 +89,7 @@ pub struct Channel {
     generation: u64,
     irq: IrqLine,
     kick: EventFd,
+    logged: u32,
 }
 
 impl Channel {
@@ -104,6 +108,7 @@ impl Channel {
             generation: 0,
             irq,
             kick: EventFd::new(EFD_NONBLOCK)?,
+            logged: 0,
         })
     }
 
@@ -399,7 +404,10 @@ impl Channel {
                 Err(Failure::Image(_)) => self.status &= !BMIDEA,
             }
         }
-        if let Err(Failure::Image(error)) = &result {
+        if let Err(Failure::Image(error)) = &result
+            && self.logged < MAX_LOGGED
+        {
+            self.logged += 1;
             log::warn!("ide: {error}");
         }
         let next = unit.finish(job.work, result.map(|_| ()));

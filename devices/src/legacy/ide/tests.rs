@@ -148,7 +148,7 @@ fn sectors_are_written_by_pio() {
         assert!(bench.interrupted());
         command(&bench, opcode, 100, 0);
         assert!(!bench.interrupted(), "the first block is asked for without");
-        let data: Vec<u8> = (0..256 * 512u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..256 * 512u32).map(|i| ((i * 7) >> 3) as u8).collect();
         for (i, block) in data.chunks(multiple * 512).enumerate() {
             assert_eq!(bench.interrupted(), i > 0);
             assert_eq!(bench.read(STATUS), READY | DRQ);
@@ -216,20 +216,19 @@ fn the_bus_master_moves_data_both_ways() {
 
 #[test]
 fn tables_that_do_not_fit_are_told_apart() {
-    let cases: [(&[(u32, u16)], u8, u8); 4] = [
-        (&[(0x1_0000, 0x200)], 4, READY),
-        (&[(0x1_0000, 0x400)], 5, READY),
-        (&[(0x1_0000, 0x100)], 0, READY | DRQ),
-        (&[(0xfff0_0000, 0x200)], 6, READY | ERR),
-    ];
-    for (regions, status, drive) in cases {
+    for (region, status, drive) in [
+        ((0x1_0000, 0x200), 4, READY),
+        ((0x1_0000, 0x400), 5, READY),
+        ((0x1_0000, 0x100), 0, READY | DRQ),
+        ((0xfff0_0000, 0x200), 6, READY | ERR),
+    ] {
         let bench = bench();
-        bench.regions(regions);
+        bench.regions(&[region]);
         command(&bench, 0xc8, 0, 1);
         bench.write_bus_master(0, &[9]);
         assert!(bench.worker.run());
-        assert_eq!(bench.read_bus_master(2) & 7, status, "{regions:?}");
-        assert_eq!(bench.read(STATUS), drive, "{regions:?}");
+        assert_eq!(bench.read_bus_master(2) & 7, status, "{region:?}");
+        assert_eq!(bench.read(STATUS), drive, "{region:?}");
         // And it can be used again.
         lock(&bench.channel).write_device_control(4);
         lock(&bench.channel).write_device_control(0);

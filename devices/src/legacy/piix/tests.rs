@@ -86,7 +86,7 @@ proptest! {
         let (mut ports, ..) = board();
         for (function, register, value) in writes {
             let device = u32::from(function != 0) << 3;
-            let address = 0x8000_0000 | (device | function) << 8 | register * 4;
+            let address = 0x8000_0000 | (device | function) << 8 | register << 2;
             config(&mut ports, address);
             ports.write(4, &value.to_le_bytes());
         }
