@@ -148,7 +148,7 @@ fn hvm() -> Verdict {
 /// Without any interrupt controller in KVM: the same PC, its timer, drives and
 /// card, and a processor that sleeps and is woken.
 fn user_interrupts() -> Verdict {
-    let Some(machine) = Machine::new("hvm", "sd", "mvuser", 27, (64, 64 << 10)) else {
+    let Some(machine) = Machine::new("hvm", SCSI, ("mvuser", 27), (256 << 10, 64 << 10)) else {
         return unavailable();
     };
     let outcome = machine.run(|guest| guest.arg("--intr").arg("user"))?;

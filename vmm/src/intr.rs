@@ -164,7 +164,11 @@ impl Controllers {
     /// The guest has executed HLT: waits for what ends it.
     pub fn halt(&self, interruptible: bool) {
         let mut state = lock(&self.state);
-        while !state.stopped && !(interruptible && state.chips.is_pending()) {
+        loop {
+            let interrupted = interruptible && state.chips.is_pending();
+            if state.stopped || interrupted {
+                break;
+            }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
