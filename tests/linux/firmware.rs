@@ -64,7 +64,7 @@ fn sector() -> &'static [u8; 512] {
     }
     // SAFETY: the symbol stands for 512 bytes, as `.org` and `.word` make them,
     // and nothing writes them.
-    unsafe { &*&raw const SECTOR }
+    unsafe { &SECTOR }
 }
 
 fn boot_sector() -> Verdict {
