@@ -309,8 +309,8 @@ pub struct Args {
     /// Who provides interrupts and timers: kernel, pv, split or user
     ///
     /// kernel is KVM, as hardware would; pv also has KVM's clock and its other
-    /// features, which kernel hides. user is microvm itself, with nothing of it in
-    /// KVM: slow, for one vCPU, and without virtio. (split: not yet.)
+    /// features, which kernel hides. user is microvm itself: slow, for one vCPU,
+    /// and without virtio. (split: not yet.)
     #[arg(verbatim_doc_comment, long, value_name = "WHO", help_heading = "The spectrum")]
     intr: Option<Intr>,
 
