@@ -5,6 +5,7 @@ mod guest;
 mod images;
 mod options;
 mod running;
+mod spectrum;
 mod terminal;
 
 use std::process::{Command, Output, Stdio};
