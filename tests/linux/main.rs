@@ -20,6 +20,7 @@ mod pci;
 mod share;
 mod spectrum;
 mod streams;
+mod usernet;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         disk::tests(),
         block::tests(),
         net::tests(),
+        usernet::tests(),
         pci::tests(),
         vsock::tests(),
         metrics::tests(),

@@ -47,6 +47,9 @@ pub enum Error {
     /// A user-mode network.
     #[error(transparent)]
     UserNet(#[from] devices::backend::user::UserNetError),
+    /// A user-mode network that passt was to serve.
+    #[error(transparent)]
+    Passt(#[from] devices::backend::passt::PasstError),
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),
