@@ -44,6 +44,8 @@ Examples:
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
+  microvm build oci:layout:latest app.img
+      Makes one portable, read-only file of a container's image.
 
 Configuration files:
   FILE is JSON with the fields that --print-config shows; all but \"kernel\" may
