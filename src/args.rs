@@ -512,9 +512,13 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for help in [Args::command().render_help(), Args::command().render_long_help()] {
-            for line in help.to_string().lines() {
-                assert!(line.chars().count() <= 80, "{line}");
+        let mut all = vec![Args::command()];
+        all.extend(Args::command().get_subcommands().cloned());
+        for command in &mut all {
+            for help in [command.render_help(), command.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{line}");
+                }
             }
         }
     }

@@ -235,7 +235,7 @@ fn list(all: &[Cached]) -> String {
 
 /// A bar on standard error, when that is a terminal.
 #[derive(Default)]
-struct Bar(Option<ProgressBar>);
+pub struct Bar(Option<ProgressBar>);
 
 impl Bar {
     /// Takes it away.

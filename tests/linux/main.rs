@@ -11,6 +11,7 @@ mod disk;
 mod guest;
 mod hvc;
 mod input;
+mod job;
 mod kit;
 mod lifecycle;
 mod machine;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         hvc::tests(),
         input::tests(),
         spectrum::tests(),
+        job::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);

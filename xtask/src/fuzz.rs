@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer against what a guest, or an image, can hold.
+//! `cargo xtask fuzz`: libFuzzer against what a guest can write or say, or an image
+//! can hold.
 //!
 //! The stable compiler can do it: the coverage that libFuzzer follows is a pass
 //! of LLVM's. What a run learns is kept in the target directory; `fuzz/corpus`
@@ -14,7 +15,7 @@ use std::process::Command;
 
 /// All targets.
 const TARGETS: &[&str] =
-    &["queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "image"];
+    &["queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "agent", "image"];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.

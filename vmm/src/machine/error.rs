@@ -79,6 +79,9 @@ pub enum Error {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// What was to be given up could not be.
+    #[error("{0}")]
+    Confine(io::Error),
     /// The system call filters.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -108,7 +111,9 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             Self::Vm(VmError::TooManyCpus { .. }) => status::INPUT,
-            Self::Host(_) | Self::Vm(_) | Self::Memory(_) | Self::Sandbox(_) => status::HOST,
+            Self::Host(_) | Self::Vm(_) | Self::Memory(_) | Self::Sandbox(_) | Self::Confine(_) => {
+                status::HOST
+            }
             Self::Internal { .. } | Self::Bus(_) => status::INTERNAL,
             _ => status::INPUT,
         }

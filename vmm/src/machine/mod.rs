@@ -35,6 +35,7 @@ use devices::backend::prepared::Prepared;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use slots::Devices;
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
@@ -88,7 +89,12 @@ pub struct Attached {
     pub streams: Option<Prepared>,
     /// For whoever else may end it.
     pub ending: Option<Ending>,
+    /// Gives up what a machine that is built needs no more.
+    pub confine: Option<Confine>,
 }
+
+/// Done once everything is open and nothing of the guest has run.
+pub type Confine = Box<dyn FnOnce() -> io::Result<()>>;
 
 /// Runs the machine that `config` describes to its end.
 pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
@@ -137,6 +143,9 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         false => None,
     };
 
+    if let Some(confine) = attached.confine {
+        confine().map_err(Error::Confine)?;
+    }
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending, &counters)?;
     sandbox::event_loop(needs(config, &inputs.devices, has_streams)).install()?;

@@ -152,7 +152,7 @@ impl UserNet {
         let error = |what| move |source| UserNetError::Io { what, source };
         let Options { host_loopback, resolvers, forwards } = options;
         let epoll = Epoll::new().map_err(error("epoll"))?;
-        let routes = Routes { host_loopback, resolvers, ..Routes::default() };
+        let routes = Routes::new(host_loopback, resolvers);
         let host = Host { epoll, routes, counts: Counts::default() };
         let timer = TimerFd::new().map_err(|e| error("timerfd")(e.into()))?;
         host.watch(timer.as_raw_fd(), token(TIMER, 0)).map_err(error("epoll"))?;

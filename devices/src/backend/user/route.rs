@@ -32,6 +32,16 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// What the user allows, and the host's name servers.
+    pub fn new(host_loopback: bool, resolvers: Vec<SocketAddr>) -> Self {
+        Self {
+            host_loopback,
+            resolvers,
+            #[cfg(any(test, feature = "testing"))]
+            only: None,
+        }
+    }
+
     /// Where a packet to `to` goes on the host. `attempt` counts questions to
     /// the name server that had no answer. `None`: nowhere.
     pub fn host(&self, to: SocketAddrV4, attempt: usize) -> Option<SocketAddr> {
