@@ -28,6 +28,7 @@ pub fn tests() -> Vec<Trial> {
         trial("job::descriptors_that_are_closed_stay_closed", closed),
         trial("job::the_end_of_one_stream_is_the_end_of_the_other", ends),
         trial("job::changes_are_kept_in_an_overlay_and_nowhere_else", overlay),
+        trial("job::an_image_that_was_built_holds_what_it_was_built_from", built),
         trial("job::nothing_is_left_when_the_runner_is_killed", killed),
         trial("job::what_cannot_be_run_is_told", refused),
     ]
@@ -425,6 +426,70 @@ fn overlay() -> Verdict {
     }
     if fs::read(kit::root())? != before || fs::read_dir(&data)?.count() != 1 {
         return Err("the image or the directory has changed".into());
+    }
+    Ok(Completion::Completed)
+}
+
+/// Every kind of file there is, its owners, modes, names and content.
+const INVENTORY: &str = r#"
+find . | sort | while read -r name; do
+    stat -c '%n %a %u %g %Y %t:%T' "$name"
+    [ -d "$name" ] || stat -c '%F %h %s' "$name"
+done
+find . -type f | sort | xargs md5sum
+find . -type l | sort | xargs readlink
+"#;
+
+/// EROFS as we write it, mounted by Linux.
+fn built() -> Verdict {
+    let kit = Kit::new()?;
+    let (tree, image) = (kit.path("tree"), kit.path("app.img"));
+    for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "run", "root", "opt"] {
+        fs::create_dir_all(tree.join(name))?;
+    }
+    let busybox = tree.join("bin/busybox");
+    let request = format!("dump -p /bin/busybox {}", busybox.display());
+    let taken = Command::new("debugfs").arg("-R").arg(request).arg(kit::root()).output();
+    if !taken.is_ok_and(|output| output.status.success()) {
+        return Ok(Completion::ignored_with("debugfs is missing"));
+    }
+    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))?;
+    for name in ["sh", "find", "sort", "stat", "md5sum", "readlink", "xargs"] {
+        std::os::unix::fs::symlink("busybox", tree.join("bin").join(name))?;
+    }
+    let data = tree.join("opt/data");
+    let mut made = Command::new("sh");
+    made.arg("-c").arg(
+        r#"mkdir -p "$1/many" && cd "$1" && umask 027 && mknod null c 1 3 && mknod disk b 254 70000
+        mkfifo pipe; ln -s /nowhere/at/all link; head -c 300000 /dev/urandom >large
+        ln large many/hard; printf x >setuid; chown 12:70000 setuid; chmod 4751 setuid
+        touch -d @1000000000 setuid; truncate -s 9000000 sparse; printf end >>sparse
+        i=0; while [ $i -lt 400 ]; do head -c $((i * 37)) large >many/$i; i=$((i + 1)); done"#,
+    );
+    let status = made.arg("sh").arg(&data).status()?;
+    let status = if status.success() {
+        Command::new(&kit.microvm)
+            .arg("build")
+            .args([&tree, &image])
+            .stdout(Stdio::null())
+            .status()?
+    } else {
+        status
+    };
+    if !status.success() {
+        return Err(format!("making the image: {status}").into());
+    }
+    let mut native = Command::new(&busybox);
+    native.args(["sh", "-c", INVENTORY]).current_dir(&data).env("PATH", tree.join("bin"));
+    let native = complete(native, Vec::new())?;
+    let options = ["--contain", "--pwd", "/opt/data"];
+    let job = complete(kit.run(&options, &image, &["sh", "-c", INVENTORY]), Vec::new())?;
+    if job != native || native.stdout.len() < 20_000 {
+        let [job, native] = [job, native].map(|told| {
+            let (status, stderr) = (told.status, told.stderr);
+            format!("{status:#x} {stderr}\n{}", String::from_utf8_lossy(&told.stdout))
+        });
+        return Err(format!("in the image:\n{job}\nin the directory:\n{native}").into());
     }
     Ok(Completion::Completed)
 }
