@@ -175,9 +175,10 @@ pub struct Args {
     ///                       the guest reaches what listens on the host's
     ///                       127.0.0.1 as its gateway [default: off]
     ///   backend=auto|passt|internal
-    ///                       who moves the frames; auto is passt where it is
-    ///                       installed and works, else microvm itself, for
-    ///                       IPv4 only [default: auto]
+    ///                       who moves the frames; auto is passt where one
+    ///                       newer than Debian 12's is installed and works,
+    ///                       else microvm itself, for IPv4 only
+    ///                       [default: auto]
     /// With tap=:
     ///   mtu=N               the guest's largest packet and the interface's,
     ///                       which is set where microvm may
