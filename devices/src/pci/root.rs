@@ -68,10 +68,12 @@ impl Root {
         slots.get_mut(slot).filter(|_| slot != 0)?.take()
     }
 
-    /// The first slot without a function.
-    pub fn free_slot(&self) -> Option<usize> {
+    /// The first slot without a function, but for those that have a bit in
+    /// `except`.
+    pub fn free_slot(&self, except: u32) -> Option<usize> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.iter().position(Option::is_none)
+        let free = slots.iter().enumerate().filter(|(_, function)| function.is_none());
+        free.map(|(slot, _)| slot).find(|slot| except >> slot & 1 == 0)
     }
 
     /// Device, offset: only bus 0, function 0 exist.

@@ -316,9 +316,9 @@ pub trait VirtioDevice: Send {
     fn settle(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
-    /// Makes durable what the driver has written, as the device is about to leave
-    /// the machine.
-    fn flush(&mut self) -> io::Result<()> {
+    /// The device has been reset and leaves the machine: what its driver wrote is
+    /// made durable, and what it is on is given back to others.
+    fn leave(&mut self) -> io::Result<()> {
         Ok(())
     }
     /// Makes what is behind the device `len` bytes long, or as long as it has

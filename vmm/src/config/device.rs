@@ -22,7 +22,7 @@ pub struct Net {
 }
 
 impl Net {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let ok = (1..=15).contains(&self.tap.len())
             && self.tap.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !ok {

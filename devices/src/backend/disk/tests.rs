@@ -98,6 +98,35 @@ fn a_classic_lock_is_respected_and_its_owner_named() {
 }
 
 #[test]
+fn a_file_that_another_process_opened_is_taken_as_it_must_be() {
+    let image = image(8192);
+    let (read_only, direct) = (RawOptions { read_only: true, ..Default::default() }, true);
+    let adopt = |file, options| RawDisk::adopt(image.path(), file, options);
+    let opened = |write: bool| File::options().read(true).write(write).open(image.path()).unwrap();
+    let text = |file, options| adopt(file, options).unwrap_err().to_string();
+    assert!(text(opened(false), RawOptions::default()).contains("for writing"));
+    assert!(
+        text(File::options().append(true).read(true).open(image.path()).unwrap(), read_only)
+            .contains("not opened for reading")
+    );
+    assert!(text(File::open("/dev/null").unwrap(), read_only).contains("a character device"));
+    assert!(
+        text(opened(true), RawOptions { direct, ..Default::default() }).contains("O_DIRECT"),
+        "the open file says how it is used"
+    );
+    let file: File = open(image.path(), false).unwrap().into();
+    let disk = adopt(file, RawOptions::default()).unwrap();
+    assert!(refusal(image.path(), true).contains("locked by"), "the lock goes with the file");
+    write(&disk, 512, b"x").unwrap();
+    disk.unlock();
+    open(image.path(), false).unwrap();
+    drop(disk);
+    let disk = adopt(opened(true), read_only).unwrap();
+    assert!(refusal(image.path(), false).contains("locked by"), "and is taken where it was not");
+    assert_eq!(read(&disk, 512, 1).unwrap(), b"x");
+}
+
+#[test]
 fn bytes_go_in_and_come_out() {
     let file = image(8192);
     let disk = open(file.path(), false).unwrap();

@@ -443,8 +443,10 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        if self.disk.read_only() { Ok(()) } else { self.disk.flush() }
+    fn leave(&mut self) -> io::Result<()> {
+        let flushed = if self.disk.read_only() { Ok(()) } else { self.disk.flush() };
+        self.disk.unlock();
+        flushed
     }
 
     fn resize(&mut self, len: Option<u64>) -> io::Result<u64> {

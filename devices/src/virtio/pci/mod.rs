@@ -151,7 +151,7 @@ impl VirtioPci {
         if let Some(base) = self.tied.take() {
             self.doorbells.removed(&self.core.doorbells, NOTIFY_STEP, base + NOTIFY);
         }
-        lock(&self.core.device).flush()
+        lock(&self.core.device).leave()
     }
 
     /// The state of function, transport, queues and device.
