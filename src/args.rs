@@ -9,6 +9,7 @@ use vmm::config::{
     Balloon, Config, ConfigError, Console, Disk, MetricsConfig, Net, Port, Rng, Serial, Share,
     Size, Transport, Vsock,
 };
+use vmm::control::{self, request::PATIENCE};
 
 /// The largest configuration file: far more than 16 devices need.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -33,6 +34,10 @@ Examples:
   microvm --kernel vmlinux --rootfs debian.img --memory 4G \\
           --balloon free-page-reporting=on,deflate-on-oom=on
       What the guest's programs free goes back to the host.
+  microvm --kernel vmlinux --rootfs debian.img --transport pci \\
+          --control /tmp/vm.sock
+  microvm ctl /tmp/vm.sock add-disk data.img
+      A disk for the guest while it runs; microvm ctl --help tells more.
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
@@ -51,7 +56,8 @@ Console keys (when standard input is a terminal):
   standard input is passed byte by byte; its end does not end the guest.
 
 Exit status:
-  0        the guest powered off or rebooted, or the user left with Ctrl-a x
+  0        the guest powered off or rebooted, or the user left with Ctrl-a x or
+           microvm ctl PATH quit
   2        the command line can't be read
   3        a file or value that was given can't be used
   4        this host can't run the machine: see microvm doctor
@@ -256,6 +262,14 @@ pub struct Args {
     )]
     ports: Vec<Port>,
 
+    /// Change the machine while it runs: microvm ctl PATH
+    ///
+    /// A Unix socket made at PATH, where nothing may be, for its user alone,
+    /// and removed at the end. Disks and network cards are added and removed
+    /// with --transport pci; disks are resized with either transport.
+    #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The machine")]
+    control: Option<PathBuf>,
+
     /// Start even where a probe says that this KVM can't run Linux
     ///
     /// For small guests of one's own; Linux would hang or crash there.
@@ -295,6 +309,86 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Change a running machine, or ask how it is
+    ///
+    /// PATH is what the machine was started with: --control PATH. What the
+    /// machine answers is printed as a line of JSON. Images and TAPs are
+    /// opened by this command, with the rights of whoever calls it.
+    ///
+    /// Exits with 0 when it is done, 2 if the command line can't be read, 3
+    /// with a line that says why if not.
+    #[command(verbatim_doc_comment, disable_help_subcommand = true)]
+    Ctl {
+        /// The machine's control socket
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// What to do
+        #[command(subcommand)]
+        what: Ctl,
+    },
+}
+
+/// What a running machine can be asked.
+#[derive(Debug, Subcommand)]
+pub enum Ctl {
+    /// Its devices, by name, and their states
+    Status,
+    /// Add a disk
+    ///
+    /// Fields as of --disk, format=raw only. The guest finds it by itself.
+    AddDisk {
+        /// The image, as for --disk
+        #[arg(value_name = "path=PATH[,FIELD=VALUE]…")]
+        disk: Disk,
+    },
+    /// Add a network card on a TAP
+    AddNet {
+        /// The interface, as for --net
+        #[arg(value_name = "tap=NAME[,mac=ADDRESS]")]
+        net: Net,
+    },
+    /// Have the guest let go of a disk or a network card, and remove it
+    Remove {
+        /// Its name, as in status: block1, net0
+        name: String,
+        /// How long the guest has for it
+        #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE)]
+        timeout: u32,
+        /// Remove it when that is over, at the guest's peril
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a disk and its image larger or smaller
+    ResizeDisk {
+        /// Its name, as in status
+        name: String,
+        /// Its new size [default: what its image has become]
+        size: Option<Size>,
+    },
+    /// Have the guest give back memory by its balloon
+    Balloon {
+        /// How much in all, like 64M; 0 gives all of it to the guest
+        size: Size,
+    },
+    /// Press the power button: an orderly guest shuts down
+    PowerButton,
+    /// End the machine at once
+    Quit,
+}
+
+impl From<Ctl> for control::Command {
+    fn from(what: Ctl) -> Self {
+        match what {
+            Ctl::Status => Self::Status {},
+            Ctl::AddDisk { disk } => Self::AddDisk { disk },
+            Ctl::AddNet { net } => Self::AddNet { net, mtu: None },
+            Ctl::Remove { name, timeout, force } => Self::Remove { name, timeout, force },
+            Ctl::ResizeDisk { name, size } => Self::ResizeDisk { name, size },
+            Ctl::Balloon { size } => Self::Balloon { size },
+            Ctl::PowerButton => Self::PowerButton {},
+            Ctl::Quit => Self::Quit {},
+        }
+    }
 }
 
 /// What to report.
@@ -366,6 +460,7 @@ impl Args {
         config.initrd = self.initrd.or(config.initrd);
         config.vsock = self.vsock.or(config.vsock);
         config.metrics = self.metrics.or(config.metrics);
+        config.control = self.control.or(config.control);
         config.balloon = self.balloon.or(config.balloon);
         config.rng = self.rng.or(config.rng);
         config.console = self.console.or(config.console);
@@ -529,6 +624,9 @@ mod tests {
             (&["--kernel", "a", "--kernel", "b"], "--kernel"),
             (&["--log", "loud"], "debug"),
             (&["doctor", "--jsn"], "--json"),
+            (&["ctl", "s"], "add-disk"),
+            (&["ctl", "s", "add-disk", "a,colour=red"], "colour"),
+            (&["ctl", "s", "resize-disk", "block1", "much"], "much"),
             (&["stray"], "stray"),
             (&["--kernel"], "--kernel"),
         ] {

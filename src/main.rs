@@ -9,9 +9,11 @@ use args::{Args, ArgsError, Command};
 use clap::Parser;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
+use std::path::Path;
 use std::process::ExitCode;
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
+use vmm::control::{self, Client, ClientError};
 use vmm::exit::{Exit, status};
 use vmm::{host, machine};
 
@@ -22,6 +24,8 @@ enum Error {
     Args(#[from] ArgsError),
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Control(#[from] ClientError),
     #[error("signals: {}", args::plain(.0))]
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
@@ -34,7 +38,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Control(_) => status::INPUT,
             Self::Machine(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
+        Some(Command::Ctl { path, what }) => ask(&path, what.into()),
         None => run(args),
     })
 }
@@ -90,6 +95,12 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
         signals::block_resize().map_err(Error::Signals)?;
     }
     Ok(machine::run(config, signals)?)
+}
+
+/// Asks a running machine for something and prints its answer.
+fn ask(path: &Path, command: control::Command) -> Result<u8, Error> {
+    let answer = Client::connect(path)?.ask(command)?;
+    print(&format!("{answer}\n")).map(|()| status::OK)
 }
 
 fn examine(json: bool) -> Result<u8, Error> {
