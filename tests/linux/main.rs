@@ -17,6 +17,7 @@ mod machine;
 mod metrics;
 mod net;
 mod pci;
+mod plug;
 mod share;
 mod streams;
 mod vsock;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         block::tests(),
         net::tests(),
         pci::tests(),
+        plug::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),
