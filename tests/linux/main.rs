@@ -19,6 +19,7 @@ mod net;
 mod pci;
 mod plug;
 mod share;
+mod spectrum;
 mod streams;
 mod vsock;
 
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         console::tests(),
         hvc::tests(),
         input::tests(),
+        spectrum::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);

@@ -1,4 +1,4 @@
-//! What stands behind a device: disk images, taps, Unix sockets, the host's
+//! What stands behind a device: disk images, taps, user-mode networks, Unix sockets, the host's
 //! entropy and console.
 
 pub mod console;
@@ -6,4 +6,6 @@ pub mod disk;
 pub mod port;
 pub mod share;
 pub mod tap;
+pub mod user;
+pub mod vhost;
 pub mod vsock;

@@ -17,6 +17,9 @@ const TUNSETIFF: c_ulong = 0x4004_54ca;
 const TUNGETIFF: c_ulong = 0x8004_54d2;
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
+const TUNSETQUEUE: c_ulong = 0x4004_54d9;
+const IFF_ATTACH_QUEUE: c_int = 0x0200;
+const IFF_DETACH_QUEUE: c_int = 0x0400;
 const TUN_F_CSUM: c_uint = 0x01;
 const TUN_F_TSO4: c_uint = 0x02;
 const TUN_F_TSO6: c_uint = 0x04;
@@ -26,6 +29,10 @@ const TUN_F_USO6: c_uint = 0x40;
 /// `linux/sockios.h`.
 const SIOCGIFFLAGS: c_ulong = 0x8913;
 const SIOCGIFMTU: c_ulong = 0x8921;
+const SIOCSIFMTU: c_ulong = 0x8922;
+const SIOCETHTOOL: c_ulong = 0x8946;
+/// `linux/ethtool.h`.
+const ETHTOOL_GLINK: u32 = 0x0a;
 
 /// Size of the virtio header in front of each frame.
 const HEADER: c_int = 12;
@@ -70,6 +77,24 @@ pub enum TapError {
         /// The interface.
         tap: String,
     },
+    /// Several queues were asked for, and it was made for one.
+    #[error(
+        "net {tap}: made for one queue: make it with: ip tuntap add {tap} mode tap multi_queue user $USER; or give queues=1"
+    )]
+    OneQueue {
+        /// The interface.
+        tap: String,
+    },
+    /// The interface has another MTU, which the caller may not change.
+    #[error("net {tap}: its MTU is {has}, not {wanted}: ip link set {tap} mtu {wanted}")]
+    Mtu {
+        /// The interface.
+        tap: String,
+        /// Its MTU.
+        has: u16,
+        /// The one asked for.
+        wanted: u16,
+    },
     /// There is an interface of that name, and it is no TAP.
     #[error("net {tap}: not a TAP interface; {}", create(tap))]
     Kind {
@@ -96,45 +121,103 @@ fn create(tap: &str) -> String {
     )
 }
 
-/// An open TAP.
+/// How many queues of a TAP are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queues {
+    /// So many, or else it is an error.
+    Exactly(usize),
+    /// So many if it has been made for several, else one.
+    UpTo(usize),
+}
+
+/// A queue of an open TAP.
 #[derive(Debug)]
 pub struct Tap {
+    name: String,
     file: File,
     segments_udp: bool,
+    /// Frames come to this queue.
+    attached: bool,
     /// The interface's MTU, where it could be read.
     pub mtu: Option<u16>,
 }
 
 impl Tap {
-    /// Opens the interface `tap`, or makes it where the caller may.
+    /// Opens the interface `tap`, or makes it where the caller may, with one
+    /// queue.
     pub fn open(tap: &str) -> Result<Self, TapError> {
         let name = || tap.to_owned();
+        let found = Self::open_queues(tap, Queues::Exactly(1))?.pop();
+        let source = io::Error::other("no queue");
+        found.ok_or_else(|| TapError::Io { tap: name(), what: "TUNSETIFF", source })
+    }
+
+    /// The same with several queues. Only the first one takes part at once.
+    pub fn open_queues(tap: &str, wanted: Queues) -> Result<Vec<Self>, TapError> {
         if !is_name(tap) {
-            return Err(TapError::Name { tap: name() });
+            return Err(TapError::Name { tap: tap.to_owned() });
         }
+        let taken = has_carrier(tap);
+        let (Queues::Exactly(count) | Queues::UpTo(count)) = wanted;
+        let first = match (count, wanted) {
+            (0 | 1, _) => Self::attach(tap, false).or_else(|e| match e {
+                TapError::Kind { .. } => Self::attach(tap, true),
+                e => Err(e),
+            })?,
+            (_, Queues::UpTo(_)) => match Self::attach(tap, true) {
+                Err(TapError::Kind { .. }) => {
+                    let one = Self::attach(tap, false)?;
+                    warn_if_down(tap);
+                    return Ok(vec![one]);
+                }
+                other => other?,
+            },
+            (_, Queues::Exactly(_)) => Self::attach(tap, true).map_err(|e| match e {
+                TapError::Kind { tap } if Self::attach(&tap, false).is_ok() => {
+                    TapError::OneQueue { tap }
+                }
+                e => e,
+            })?,
+        };
+        // Several programs can share the queues of one interface, and each
+        // would miss what the others get.
+        if taken {
+            return Err(TapError::Busy { tap: tap.to_owned() });
+        }
+        let mut queues = vec![first];
+        for _ in 1..count {
+            let mut more = Self::attach(tap, true)?;
+            let error = |source| TapError::Io { tap: tap.to_owned(), what: "TUNSETQUEUE", source };
+            more.enable(false).map_err(error)?;
+            queues.push(more);
+        }
+        warn_if_down(tap);
+        Ok(queues)
+    }
+
+    /// Opens one queue of an interface that has one, or several.
+    fn attach(tap: &str, several: bool) -> Result<Self, TapError> {
+        let name = || tap.to_owned();
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         let file = File::options().read(true).write(true).custom_flags(flags).open(TUN_DEVICE);
         let file = file.map_err(|source| TapError::Driver { tap: name(), source })?;
         let existed = exists(tap);
-        attach(&file, tap).map_err(|source| match source.raw_os_error() {
+        attach(&file, tap, several).map_err(|source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) if !existed => TapError::Missing { tap: name() },
             Some(libc::EPERM | libc::EACCES) => TapError::Permission { tap: name() },
             Some(libc::EBUSY) => TapError::Busy { tap: name() },
             Some(libc::EINVAL) => TapError::Kind { tap: name() },
             _ => TapError::Io { tap: name(), what: "TUNSETIFF", source },
         })?;
-        let opened = Self::prepare(tap, file, mtu(tap))?;
-        if !is_up(tap).unwrap_or(true) {
-            log::warn!("net {tap}: the interface is down: ip link set {tap} up");
-        }
-        Ok(opened)
+        Self::prepare(tap, file, true, mtu(tap))
     }
 
-    /// Takes an interface that somebody else has opened, and its MTU: both can
-    /// only be had with rights that the caller may lack. `tap` is for messages.
+    /// Takes a queue of an interface that somebody else has opened, and its MTU:
+    /// both can only be had with rights that the caller may lack. `tap` is for
+    /// messages.
     pub fn adopt(tap: &str, file: File, mtu: Option<u16>) -> Result<Self, TapError> {
         let io = |what| move |source| TapError::Io { tap: tap.to_owned(), what, source };
-        let flags = attached(&file).map_err(|_| TapError::Kind { tap: tap.to_owned() })?;
+        let flags = flags_of(&file).map_err(|_| TapError::Kind { tap: tap.to_owned() })?;
         let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         if flags & wanted != wanted {
             return Err(TapError::Kind { tap: tap.to_owned() });
@@ -143,20 +226,39 @@ impl Tap {
         // SAFETY: F_SETFL takes its argument by value.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, nonblocking) })
             .map_err(io("O_NONBLOCK"))?;
-        Self::prepare(tap, file, mtu)
+        Self::prepare(tap, file, flags & IFF_DETACH_QUEUE == 0, mtu)
     }
 
     /// The header in front of frames, and no offloads until a driver wants them.
-    fn prepare(tap: &str, file: File, mtu: Option<u16>) -> Result<Self, TapError> {
+    fn prepare(tap: &str, file: File, attached: bool, mtu: Option<u16>) -> Result<Self, TapError> {
         let io = |what| move |source| TapError::Io { tap: tap.to_owned(), what, source };
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &HEADER) })
             .map_err(io("TUNSETVNETHDRSZ"))?;
-        let mut opened = Self { file, segments_udp: false, mtu };
+        let (name, segments_udp) = (tap.to_owned(), false);
+        let mut opened = Self { name, file, segments_udp, attached, mtu };
         // USO came with Linux 6.2; asking is the only way to know.
         opened.segments_udp = opened.offload(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).is_ok();
         opened.offload(0).map_err(io("TUNSETOFFLOAD"))?;
         Ok(opened)
+    }
+
+    /// Makes sure that the interface has this MTU: sets it, where the caller may.
+    pub fn require_mtu(&mut self, wanted: u16) -> Result<(), TapError> {
+        if self.mtu == Some(wanted) {
+            return Ok(());
+        }
+        let mut request = interface_request(&self.name);
+        request.ifr_ifru.ifru_mtu = wanted.into();
+        if let Err(source) = ask(&mut request, SIOCSIFMTU) {
+            let tap = self.name.clone();
+            return Err(match (source.raw_os_error(), self.mtu) {
+                (Some(libc::EPERM), Some(has)) => TapError::Mtu { tap, has, wanted },
+                _ => TapError::Io { tap, what: "setting its MTU", source },
+            });
+        }
+        self.mtu = Some(wanted);
+        Ok(())
     }
 
     fn offload(&self, bits: c_uint) -> io::Result<()> {
@@ -180,22 +282,21 @@ fn exists(name: &str) -> bool {
 }
 
 /// Ties `file` to the interface `tap`, made for one queue or for several.
-fn attach(file: &File, tap: &str) -> io::Result<()> {
+fn attach(file: &File, tap: &str, several: bool) -> io::Result<()> {
     let one = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let set = |flags: c_int| {
-        let mut request = interface_request(tap);
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes one ifreq.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) })
-    };
-    match set(one) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => set(one | libc::IFF_MULTI_QUEUE),
-        other => other,
-    }
+    let flags = if several { one | libc::IFF_MULTI_QUEUE } else { one };
+    set_flags(file, tap, TUNSETIFF, flags)
+}
+
+fn set_flags(file: &File, tap: &str, what: c_ulong, flags: c_int) -> io::Result<()> {
+    let mut request = interface_request(tap);
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF and TUNSETQUEUE read, and may write, one ifreq.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), what, &mut request) })
 }
 
 /// What kind of interface an open file is tied to.
-fn attached(file: &File) -> io::Result<c_int> {
+fn flags_of(file: &File) -> io::Result<c_int> {
     let mut request = interface_request("");
     // SAFETY: TUNGETIFF writes one ifreq.
     check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &mut request) })?;
@@ -223,16 +324,31 @@ fn interface_request(name: &str) -> libc::ifreq {
 
 /// Asks the network stack about the interface `name`.
 fn query(name: &str, what: c_ulong) -> io::Result<libc::ifreq> {
+    let mut request = interface_request(name);
+    ask(&mut request, what)?;
+    Ok(request)
+}
+
+fn ask(request: &mut libc::ifreq, what: c_ulong) -> io::Result<()> {
     // SAFETY: socket takes numbers, and the descriptor is nobody else's.
     let socket = unsafe {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
         check(fd)?;
         OwnedFd::from_raw_fd(fd)
     };
+    // SAFETY: the requests read and write one ifreq and, if it has a pointer,
+    // what that points at.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, request) })
+}
+
+/// Whether some program has the interface `name`, which is up: a TAP has a
+/// carrier as long as it has a queue.
+fn has_carrier(name: &str) -> bool {
+    // `struct ethtool_value`.
+    let mut value = [ETHTOOL_GLINK, 0];
     let mut request = interface_request(name);
-    // SAFETY: the SIOCGIF requests read and write one ifreq.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &mut request) })?;
-    Ok(request)
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    exists(name) && ask(&mut request, SIOCETHTOOL).is_ok() && value[1] != 0
 }
 
 /// The MTU of the interface `name`.
@@ -240,6 +356,12 @@ fn mtu(name: &str) -> Option<u16> {
     let request = query(name, SIOCGIFMTU).ok()?;
     // SAFETY: SIOCGIFMTU has filled in the MTU.
     u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).ok()
+}
+
+fn warn_if_down(tap: &str) {
+    if !is_up(tap).unwrap_or(true) {
+        log::warn!("net {tap}: the interface is down: ip link set {tap} up");
+    }
 }
 
 fn is_up(name: &str) -> io::Result<bool> {
@@ -319,6 +441,15 @@ impl NetBackend for Tap {
 
     fn source(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
+    }
+
+    fn enable(&mut self, on: bool) -> io::Result<()> {
+        if on != self.attached {
+            let flag = if on { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+            set_flags(&self.file, &self.name, TUNSETQUEUE, flag)?;
+            self.attached = on;
+        }
+        Ok(())
     }
 }
 

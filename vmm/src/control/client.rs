@@ -3,8 +3,9 @@
 
 use super::request::{Command, Request};
 use super::{MAX_LINE, VERSION};
+use crate::config::{Format, NetBackend};
 use devices::backend::disk::{DiskError, RawDisk};
-use devices::backend::tap::{Tap, TapError};
+use devices::backend::tap::{Queues, Tap, TapError};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -12,8 +13,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-
-use crate::config::Format;
 
 /// The longest answer: a status of all devices is far less.
 const MAX_ANSWER: u64 = MAX_LINE as u64;
@@ -112,9 +111,14 @@ fn open(command: &mut Command) -> Result<Vec<File>, ClientError> {
             vec![RawDisk::open(&disk.path, disk.raw_options())?.into()]
         }
         Command::AddNet { net, mtu } => {
-            let tap = Tap::open(&net.tap)?;
-            *mtu = tap.mtu;
-            vec![tap.into()]
+            let NetBackend::Tap(name) = &net.backend else { return Ok(Vec::new()) };
+            let queues = net.queues.unwrap_or(1) as usize;
+            let mut taps = Tap::open_queues(name, Queues::Exactly(queues))?;
+            if let (Some(wanted), Some(tap)) = (net.mtu, taps.first_mut()) {
+                tap.require_mtu(wanted)?;
+            }
+            *mtu = taps.first().and_then(|tap| tap.mtu);
+            taps.into_iter().map(File::from).collect()
         }
         _ => Vec::new(),
     })

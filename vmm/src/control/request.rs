@@ -1,6 +1,6 @@
 //! What can be asked of a machine, and what a line of it looks like.
 
-use crate::config::{Disk, Net, Size};
+use crate::config::{Disk, Net, Size, Vhost};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,8 @@ pub enum Command {
         /// As in a configuration file.
         disk: Disk,
     },
-    /// Another network card; its TAP comes along, open.
+    /// Another network card; its TAP comes along, open: as many queues of it as
+    /// `queues` says, one by default.
     AddNet {
         /// As in a configuration file.
         net: Net,
@@ -70,7 +71,8 @@ impl Command {
     /// How many descriptors come with it.
     pub fn files(&self) -> usize {
         match self {
-            Self::AddDisk { .. } | Self::AddNet { .. } => 1,
+            Self::AddDisk { .. } => 1,
+            Self::AddNet { net, .. } => net.queues.unwrap_or(1) as usize,
             _ => 0,
         }
     }
@@ -79,7 +81,14 @@ impl Command {
     fn validate(&self) -> Result<(), String> {
         match self {
             Self::AddDisk { disk } => disk.validate().map_err(|e| e.to_string()),
-            Self::AddNet { net, .. } => net.validate().map_err(|e| e.to_string()),
+            Self::AddNet { net, .. } => {
+                net.validate().map_err(|e| e.to_string())?;
+                let why = "only tap=, without vhost=on, can be added to a running machine";
+                match net.user().is_some() || net.vhost == Vhost::On {
+                    true => Err(format!("net {}: {why}", net.backend.name())),
+                    false => Ok(()),
+                }
+            }
             Self::Remove { timeout, .. } if *timeout > MAX_PATIENCE => {
                 Err(format!("timeout {timeout}: must be 0 to {MAX_PATIENCE} seconds"))
             }
@@ -204,6 +213,8 @@ mod tests {
             (r#"{"id":1,"command":"add-disk","disk":{"path":""}}"#, "empty path"),
             (r#"{"id":1,"command":"add-disk","disk":{"path":"a","colour":1}}"#, "colour"),
             (r#"{"id":1,"command":"add-net","net":{"tap":"a/b"}}"#, "a/b"),
+            (r#"{"id":1,"command":"add-net","net":{"user":{}}}"#, "only tap="),
+            (r#"{"id":1,"command":"add-net","net":{"tap":"a","queues":17}}"#, "1 to 16"),
             (r#"{"id":1,"command":"balloon","size":"much"}"#, "much"),
         ] {
             let why = refused(line);

@@ -196,6 +196,7 @@ fn needs(config: &Config) -> sandbox::Needs {
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
         control: config.control.is_some(),
+        networks: config.nets.iter().any(|net| net.user().is_some()),
     }
 }
 

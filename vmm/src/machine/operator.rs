@@ -173,15 +173,18 @@ impl Operator {
     }
 
     /// Whether anything can be added at all, before a descriptor is looked at.
-    fn may_add(&self, files: Vec<File>) -> Result<File, String> {
+    fn may_add(&self, files: usize, wanted: usize) -> Result<(), String> {
         if self.bus.is_none() {
             return Err("hot plug needs a PCI bus: start the machine with --transport pci".into());
         }
         if self.parts.hot_plug.is_none() {
             return Err("hot plug needs ACPI: start the machine without acpi=off".into());
         }
-        let alone = "it must come along, open, as an SCM_RIGHTS descriptor: see microvm ctl";
-        files.into_iter().next().ok_or_else(|| alone.into())
+        if files != wanted {
+            let how = "open, as SCM_RIGHTS descriptors: see microvm ctl";
+            return Err(format!("{files} of {wanted} came along {how}"));
+        }
+        Ok(())
     }
 
     fn add_disk(
@@ -194,7 +197,8 @@ impl Operator {
         if disk.format != Format::Raw {
             return Err(format!("disk {path}: only format=raw can be added to a running machine"));
         }
-        let file = self.may_add(files).map_err(|why| format!("disk {path}: {why}"))?;
+        self.may_add(files.len(), 1).map_err(|why| format!("disk {path}: {why}"))?;
+        let file = files.into_iter().next().ok_or("no image")?;
         let image = RawDisk::adopt(&disk.path, file, disk.raw_options());
         let image = Box::new(image.map_err(|e| e.to_string())?);
         let block = slots::block(self.cpus, disk, image).map_err(|e| e.to_string())?;
@@ -208,9 +212,13 @@ impl Operator {
         files: Vec<File>,
         events: &mut Events,
     ) -> Result<Value, String> {
-        let file = self.may_add(files).map_err(|why| format!("net {}: {why}", net.tap))?;
-        let tap = Tap::adopt(&net.tap, file, mtu).map_err(|e| e.to_string())?;
-        self.add(slots::card(net, tap), net.tap.clone(), events)
+        let name = net.backend.name();
+        let queues = net.queues.unwrap_or(1) as usize;
+        self.may_add(files.len(), queues).map_err(|why| format!("net {name}: {why}"))?;
+        let taps = files.into_iter().map(|file| Tap::adopt(name, file, mtu));
+        let taps: Vec<Tap> = taps.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+        let card = slots::tap_card(net, name, taps, Vec::new()).map_err(|e| e.to_string())?;
+        self.add(card, name.to_owned(), events)
     }
 
     /// Puts a device on the bus and tells the guest to look.

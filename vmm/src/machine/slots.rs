@@ -5,12 +5,14 @@ use super::board::{self, Board};
 use super::console;
 use super::error::Error;
 use super::pci::{PciBus, Placed, Plugged};
-use crate::config::{self, Config, Format, Transport};
+use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
 use crate::vm::Vm;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk};
 use devices::backend::share::Share;
-use devices::backend::tap::Tap;
+use devices::backend::tap::{Queues, Tap};
+use devices::backend::user::{self, Forward, UserNet};
+use devices::backend::vhost::VhostNet;
 use devices::backend::vsock::UnixSockets;
 use devices::irq::IrqLine;
 use devices::rate::{Limiter, Rate};
@@ -18,11 +20,12 @@ use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use devices::virtio::net::{Net, derived_mac};
+use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,7 +49,7 @@ pub struct Devices {
 /// interfaces.
 pub fn backends(config: &Config) -> impl Iterator<Item = String> {
     let disks = config.all_disks().map(|disk| disk.path.display().to_string());
-    disks.chain(config.nets.iter().map(|net| net.tap.clone()))
+    disks.chain(config.nets.iter().map(|net| net.backend.name().to_owned()))
 }
 
 /// Opens what is behind each device: disks, network cards, vsock, shares,
@@ -56,8 +59,8 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
     for disk in config.all_disks() {
         slots.push(open_disk(config, disk)?);
     }
-    for net in &config.nets {
-        slots.push(open_net(net)?);
+    for (number, net) in config.nets.iter().enumerate() {
+        slots.push(open_net(config, net, number)?);
     }
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
@@ -131,15 +134,92 @@ pub fn block(cpus: u32, disk: &config::Disk, image: Box<dyn Disk>) -> Result<Sha
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net) -> Result<Slot, Error> {
-    Ok(card(net, Tap::open(&net.tap)?))
+fn open_net(config: &Config, net: &config::Net, number: usize) -> Result<Slot, Error> {
+    match &net.backend {
+        NetBackend::User(user) => {
+            // Each card of the guest needs another address.
+            let mut options = card_options(net, &format!("user{number}"))?;
+            options.mtu = Some(user::MTU);
+            let network = open_user_net(user, options.mac)?;
+            card(options, vec![Box::new(network)])
+        }
+        NetBackend::Tap(tap) => {
+            let (pairs, fewer) = net.pairs(config.cpus);
+            let wanted = if fewer { Queues::UpTo(pairs) } else { Queues::Exactly(pairs) };
+            let mut taps = Tap::open_queues(tap, wanted)?;
+            if let (Some(mtu), Some(tap)) = (net.mtu, taps.first_mut()) {
+                tap.require_mtu(mtu)?;
+            }
+            let vhost = open_vhost(net, taps.len())?;
+            tap_card(net, tap, taps, vhost)
+        }
+    }
 }
 
-/// The network card on an interface.
-pub fn card(net: &config::Net, tap: Tap) -> Slot {
-    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
-    let mtu = tap.mtu;
-    Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap))))
+/// The network card on the queues of an interface.
+pub fn tap_card(
+    net: &config::Net,
+    name: &str,
+    taps: Vec<Tap>,
+    vhost: Vec<VhostNet>,
+) -> Result<Slot, Error> {
+    let mut options = card_options(net, name)?;
+    options.mtu = taps.first().and_then(|tap| tap.mtu);
+    options.vhost = vhost;
+    card(options, taps.into_iter().map(|tap| Box::new(tap) as Box<_>).collect())
+}
+
+fn card(options: net::Options, backends: Vec<Box<dyn net::NetBackend>>) -> Result<Slot, Error> {
+    let net = Net::new(options, backends).map_err(Error::host("eventfd"))?;
+    Ok(Arc::new(Mutex::new(net)))
+}
+
+/// Address and limits of a card; without an address of its own it has one that
+/// is made of `name`.
+fn card_options(net: &config::Net, name: &str) -> Result<net::Options, Error> {
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
+    let limiter = || -> Result<Option<Limiter>, Error> {
+        let (bytes, frames) = (net.rate.map(|l| l.0), net.ops.map(|l| l.0));
+        let wanted = bytes.is_some() || frames.is_some();
+        wanted.then(|| Limiter::new(bytes, frames)).transpose().map_err(Error::host("timerfd"))
+    };
+    // Each direction has its own.
+    let (receive, transmit) = (limiter()?, limiter()?);
+    Ok(net::Options { mac, receive, transmit, ..net::Options::default() })
+}
+
+/// The kernel's data path for each pair of queues, if it is wanted and can be had.
+fn open_vhost(net: &config::Net, pairs: usize) -> Result<Vec<VhostNet>, Error> {
+    let unlimited = net.rate.is_none() && net.ops.is_none();
+    if net.vhost == Vhost::Off || !unlimited {
+        return Ok(Vec::new());
+    }
+    let opened: std::io::Result<Vec<_>> = (0..pairs).map(|_| VhostNet::open()).collect();
+    match opened {
+        Err(e) if net.vhost == Vhost::Auto => {
+            log::info!("net {}: without vhost: {e}", net.backend.name());
+            Ok(Vec::new())
+        }
+        Err(source) => Err(Error::Vhost { net: net.backend.name().to_owned(), source }),
+        Ok(vhost) => Ok(vhost),
+    }
+}
+
+fn open_user_net(wanted: &config::UserNet, mac: [u8; 6]) -> Result<UserNet, Error> {
+    let forwards = wanted.hostfwd.iter().map(|forward| Forward {
+        protocol: match forward.protocol {
+            config::Protocol::Tcp => user::Protocol::Tcp,
+            config::Protocol::Udp => user::Protocol::Udp,
+        },
+        host: SocketAddrV4::new(forward.address, forward.host),
+        guest: forward.guest,
+    });
+    let options = user::Options {
+        host_loopback: wanted.host_loopback,
+        resolvers: user::resolvers(),
+        forwards: forwards.collect(),
+    };
+    Ok(UserNet::new(mac, options)?)
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {
