@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// All targets.
-const TARGETS: [&str; 7] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs"];
+const TARGETS: [&str; 8] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs", "control"];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.
@@ -28,7 +28,7 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// Arguments of the command.
 #[derive(Args)]
 pub struct FuzzArguments {
-    /// Targets: queue, block, mmio, pci, vsock, net, fs [default: all]
+    /// Targets: queue, block, mmio, pci, vsock, net, fs, control [default: all]
     #[arg(value_parser = TARGETS)]
     targets: Vec<String>,
     /// Seconds for each target

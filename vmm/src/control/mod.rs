@@ -8,7 +8,7 @@
 //! A Unix socket that only its user can connect to. Requests and answers are
 //! JSON objects, a line each; the server speaks first and says which version of
 //! the protocol it has: `{"version":1}`. An answer has the `id` of its request,
-//! any number or short string, and either `ok` or, in one line, `error`. Answers
+//! any whole number or short string, and either `ok` or, in one line, `error`. Answers
 //! may come in another order than requests.
 //!
 //! **The monitor opens nothing.** Its filters (`sandbox`) allow it no `open` once

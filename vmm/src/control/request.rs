@@ -126,10 +126,13 @@ impl Request {
         let id = fields.remove("id").unwrap_or(Value::Null);
         let good = match &id {
             Value::String(text) => text.len() <= MAX_ID,
-            other => other.is_number(),
+            // A fraction might not come back as it was.
+            other => other.is_i64() || other.is_u64(),
         };
         if !good {
-            return Err(nameless(format!("id: must be a number or at most {MAX_ID} characters")));
+            return Err(nameless(format!(
+                "id: must be a whole number or at most {MAX_ID} characters"
+            )));
         }
         let refuse = |why| Refusal { id: id.clone(), why };
         let command = Command::deserialize(Value::Object(fields));
@@ -206,6 +209,7 @@ mod tests {
             ("{\"id\":1}", "command"),
             (r#"{"command":"status"}"#, "id"),
             (r#"{"id":{},"command":"status"}"#, "id"),
+            (r#"{"id":0.1,"command":"status"}"#, "whole number"),
             (r#"{"id":1,"command":"explode"}"#, "explode"),
             (r#"{"id":1,"command":"remove"}"#, "name"),
             (r#"{"id":1,"command":"remove","name":"a","timeout":601}"#, "600"),
