@@ -366,7 +366,7 @@ pub enum Ctl {
     Status,
     /// Add a disk
     ///
-    /// Fields as of --disk, format=raw only. The guest finds it by itself.
+    /// Fields as of --disk. The guest finds it by itself.
     AddDisk {
         /// The image, as for --disk
         #[arg(value_name = "path=PATH[,FIELD=VALUE]…")]
@@ -411,7 +411,7 @@ impl From<Ctl> for control::Command {
     fn from(what: Ctl) -> Self {
         match what {
             Ctl::Status => Self::Status {},
-            Ctl::AddDisk { disk } => Self::AddDisk { disk },
+            Ctl::AddDisk { disk } => Self::AddDisk { disk, files: 1 },
             Ctl::AddNet { net } => Self::AddNet { net, mtu: None },
             Ctl::Remove { name, timeout, force } => Self::Remove { name, timeout, force },
             Ctl::ResizeDisk { name, size } => Self::ResizeDisk { name, size },

@@ -1,6 +1,7 @@
 //! Devices that come, change and go while a guest runs, over the control socket
 //! and `microvm ctl`.
 
+use crate::block::empty_qcow2;
 use crate::guest::{Guest, Started};
 use crate::net::{self, HostTap};
 use crate::{Verdict, kit, trial};
@@ -98,11 +99,13 @@ fn debian() -> Verdict {
     let script = "echo ready; await '[ -b /dev/vdc ]'; head -c 4 /dev/vdc; echo =read
         await '[ ! -e /sys/block/vdc ]'; echo gone";
     let guest = guest(root.arg("--memory").arg("512M"), "pci", script);
-    let (socket, image) = (guest.scratch("control"), guest.scratch("data.img"));
-    std::fs::write(&image, b"here".repeat(1024))?;
+    let (socket, image) = (guest.scratch("control"), guest.scratch("data.qcow2"));
+    let base = guest.scratch("base.img");
+    std::fs::write(&base, b"here".repeat(1024))?;
+    empty_qcow2(&image, 1 << 20, Some(&base))?;
     let mut started = guest.start();
     started.expect("ready")?;
-    ctl(&socket, &format!("add-disk {},readonly=on", image.display()))?;
+    ctl(&socket, &format!("add-disk {},format=qcow2", image.display()))?;
     started.expect("here=read")?;
     ctl(&socket, "remove block2 --timeout 60")?;
     started.wait()?.script_passed()?;

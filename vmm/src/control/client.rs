@@ -4,7 +4,7 @@
 use super::request::{Command, Request};
 use super::{MAX_LINE, VERSION};
 use crate::config::{Format, NetBackend};
-use devices::backend::disk::{DiskError, RawDisk};
+use devices::backend::disk::{DiskError, Qcow2Disk, RawDisk};
 use devices::backend::tap::{Queues, Tap, TapError};
 use serde_json::Value;
 use std::fs::File;
@@ -106,9 +106,13 @@ impl Client {
 /// go with it.
 fn open(command: &mut Command) -> Result<Vec<File>, ClientError> {
     Ok(match command {
-        // What can't be opened so is refused by the machine, which says why.
-        Command::AddDisk { disk } if disk.format == Format::Raw => {
-            vec![RawDisk::open(&disk.path, disk.raw_options())?.into()]
+        Command::AddDisk { disk, files } => {
+            let opened = match disk.format {
+                Format::Raw => vec![RawDisk::open(&disk.path, disk.raw_options())?.into()],
+                Format::Qcow2 => Qcow2Disk::files(&disk.path, disk.readonly)?,
+            };
+            *files = opened.len() as u32;
+            opened
         }
         Command::AddNet { net, mtu } => {
             let NetBackend::Tap(name) = &net.backend else { return Ok(Vec::new()) };

@@ -39,5 +39,6 @@ pub const MAX_LINE: usize = 64 << 10;
 pub const MAX_CLIENTS: usize = 8;
 /// Requests of a client that are not answered yet.
 pub const MAX_WAITING: usize = 16;
-/// Descriptors of a client that no request has taken yet.
-pub const MAX_FILES: usize = 16;
+/// Descriptors of a client that no request has taken yet: as many as the longest
+/// chain of backing files.
+pub const MAX_FILES: usize = 64;

@@ -1,5 +1,6 @@
 //! What can be asked of a machine, and what a line of it looks like.
 
+use super::MAX_FILES;
 use crate::config::{Disk, Net, Size, Vhost};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -17,10 +18,14 @@ const MAX_ID: usize = 64;
 pub enum Command {
     /// What devices there are, and how they are.
     Status {},
-    /// Another disk; its image comes along, open.
+    /// Another disk; its image comes along, open, and the image's backing files
+    /// behind it.
     AddDisk {
         /// As in a configuration file.
         disk: Disk,
+        /// How many files it is.
+        #[serde(default = "one")]
+        files: u32,
     },
     /// Another network card; its TAP comes along, open: as many queues of it as
     /// `queues` says, one by default.
@@ -63,6 +68,10 @@ pub enum Command {
     Quit {},
 }
 
+fn one() -> u32 {
+    1
+}
+
 fn patience() -> u32 {
     PATIENCE
 }
@@ -71,7 +80,7 @@ impl Command {
     /// How many descriptors come with it.
     pub fn files(&self) -> usize {
         match self {
-            Self::AddDisk { .. } => 1,
+            Self::AddDisk { files, .. } => *files as usize,
             Self::AddNet { net, .. } => net.queues.unwrap_or(1) as usize,
             _ => 0,
         }
@@ -80,7 +89,10 @@ impl Command {
     /// Checks all that can be said without the machine.
     fn validate(&self) -> Result<(), String> {
         match self {
-            Self::AddDisk { disk } => disk.validate().map_err(|e| e.to_string()),
+            Self::AddDisk { files, .. } if !(1..=MAX_FILES as u32).contains(files) => {
+                Err(format!("files {files}: must be 1 to {MAX_FILES}"))
+            }
+            Self::AddDisk { disk, .. } => disk.validate().map_err(|e| e.to_string()),
             Self::AddNet { net, .. } => {
                 net.validate().map_err(|e| e.to_string())?;
                 let why = "only tap=, without vhost=on, can be added to a running machine";
@@ -175,7 +187,7 @@ mod tests {
     fn every_command_is_a_line_and_back() {
         for command in [
             Command::Status {},
-            Command::AddDisk { disk: "a.img,readonly=on,serial=S".parse().unwrap() },
+            Command::AddDisk { disk: "a.img,readonly=on,serial=S".parse().unwrap(), files: 3 },
             Command::AddNet { net: "tap=t0".parse().unwrap(), mtu: Some(9000) },
             Command::Remove { name: "block1".into(), timeout: 3, force: true },
             Command::ResizeDisk { name: "block1".into(), size: Some(Size(1 << 30)) },
@@ -198,7 +210,7 @@ mod tests {
         let Command::Remove { timeout, force, .. } = request.command else { panic!() };
         assert_eq!((timeout, force), (PATIENCE, false));
         let request = parse(r#"{"id":1,"command":"add-disk","disk":{"path":"a"}}"#);
-        assert_eq!(request.command, Command::AddDisk { disk: Disk::raw("a") });
+        assert_eq!(request.command, Command::AddDisk { disk: Disk::raw("a"), files: 1 });
     }
 
     #[test]
@@ -215,6 +227,7 @@ mod tests {
             (r#"{"id":1,"command":"remove","name":"a","timeout":601}"#, "600"),
             (r#"{"id":1,"command":"status","colour":"red"}"#, "colour"),
             (r#"{"id":1,"command":"add-disk","disk":{"path":""}}"#, "empty path"),
+            (r#"{"id":1,"command":"add-disk","disk":{"path":"a"},"files":65}"#, "1 to 64"),
             (r#"{"id":1,"command":"add-disk","disk":{"path":"a","colour":1}}"#, "colour"),
             (r#"{"id":1,"command":"add-net","net":{"tap":"a/b"}}"#, "a/b"),
             (r#"{"id":1,"command":"add-net","net":{"user":{}}}"#, "only tap="),

@@ -92,12 +92,12 @@ fn images_go_over_the_socket() {
     let mut client = Asker::connect(&path).unwrap();
     let image = image("hello disk");
     let disk = format!("{},readonly=on", image.path().display()).parse().unwrap();
-    let answer = client.ask(Command::AddDisk { disk }).unwrap();
+    let answer = client.ask(Command::AddDisk { disk, files: 1 }).unwrap();
     assert_eq!(answer["files"], 1);
     assert!(answer["text"].as_str().unwrap().starts_with("hello disk"));
     assert_eq!(client.ask(Command::Status {}).unwrap()["files"], 0);
     let missing = "/nonexistent/image".parse().unwrap();
-    let refused = client.ask(Command::AddDisk { disk: missing }).unwrap_err();
+    let refused = client.ask(Command::AddDisk { disk: missing, files: 1 }).unwrap_err();
     assert!(matches!(refused, ClientError::Disk(_)), "{refused}");
     // Asked all at once, each gets its own.
     let disk = |text: &str| (text.to_owned(), self::image(text));
@@ -105,7 +105,7 @@ fn images_go_over_the_socket() {
     for (_, image) in &images {
         let disk = image.path().display().to_string().parse().unwrap();
         client.send(Command::Status {}, &[]).unwrap();
-        client.send(Command::AddDisk { disk }, &[image.reopen().unwrap()]).unwrap();
+        client.send(Command::AddDisk { disk, files: 1 }, &[image.reopen().unwrap()]).unwrap();
     }
     for (text, _) in &images {
         assert_eq!(client.read().unwrap()["ok"]["files"], 0);

@@ -17,7 +17,7 @@ use crate::control::server::{Job, Server};
 use crate::ending::Ending;
 use crate::exit::Exit;
 use crate::metrics::Metrics;
-use devices::backend::disk::{RawDisk, SECTOR};
+use devices::backend::disk::{Qcow2Disk, RawDisk, SECTOR};
 use devices::backend::tap::Tap;
 use devices::bus::lock;
 use devices::legacy::pm::PowerButton;
@@ -138,7 +138,12 @@ impl Operator {
     ) -> Outcome {
         match command {
             Command::Status {} => Ok(Some(self.status())),
-            Command::AddDisk { disk } => self.add_disk(&disk, files, events).map(Some),
+            Command::AddDisk { disk, files: wanted } => {
+                let path = disk.path.display();
+                self.may_add(files.len(), wanted as usize)
+                    .map_err(|why| format!("disk {path}: {why}"))?;
+                self.add_disk(&disk, files, events).map(Some)
+            }
             Command::AddNet { net, mtu } => self.add_net(&net, mtu, files, events).map(Some),
             Command::Remove { name, timeout, force } => {
                 let deadline = Instant::now() + Duration::from_secs(timeout.into());
@@ -193,16 +198,9 @@ impl Operator {
         files: Vec<File>,
         events: &mut Events,
     ) -> Result<Value, String> {
-        let path = disk.path.display().to_string();
-        if disk.format != Format::Raw {
-            return Err(format!("disk {path}: only format=raw can be added to a running machine"));
-        }
-        self.may_add(files.len(), 1).map_err(|why| format!("disk {path}: {why}"))?;
-        let file = files.into_iter().next().ok_or("no image")?;
-        let image = RawDisk::adopt(&disk.path, file, disk.raw_options());
-        let image = Box::new(image.map_err(|e| e.to_string())?);
+        let image = adopt(disk, files)?;
         let block = slots::block(self.cpus, disk, image).map_err(|e| e.to_string())?;
-        self.add(block, path, events)
+        self.add(block, disk.path.display().to_string(), events)
     }
 
     fn add_net(
@@ -343,6 +341,22 @@ impl Operator {
         balloon.set_target(size.0).map_err(|e| e.to_string())?;
         Ok(json!({"target": balloon.target(), "actual": balloon.actual()}))
     }
+}
+
+/// The image in files that came along.
+fn adopt(disk: &Disk, files: Vec<File>) -> Result<Box<dyn devices::backend::disk::Disk>, String> {
+    let (path, read_only) = (&disk.path, disk.readonly);
+    Ok(match disk.format {
+        Format::Raw => {
+            let file = files.into_iter().next().ok_or("no image came along")?;
+            let image = RawDisk::adopt(path, file, disk.raw_options());
+            Box::new(image.map_err(|e| e.to_string())?)
+        }
+        Format::Qcow2 => {
+            let image = Qcow2Disk::adopt(path, files, read_only);
+            Box::new(image.map_err(|e| e.to_string())?)
+        }
+    })
 }
 
 impl Attached {

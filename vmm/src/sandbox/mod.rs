@@ -93,6 +93,7 @@ const CONTROL: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_eventfd2,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
     libc::SYS_lstat,

@@ -65,12 +65,7 @@ impl RawDisk {
 
     /// Locks an image that somebody else has opened; `path` is for messages.
     pub fn adopt(path: &Path, file: File, options: RawOptions) -> Result<Self, DiskError> {
-        let block_device = is_block_device(path, &file)?;
-        opened_as(&file, options.read_only, options.direct).map_err(|source| DiskError::Host {
-            path: path.to_owned(),
-            what: "open",
-            source,
-        })?;
+        let block_device = check_opened(path, &file, options.read_only, options.direct)?;
         Self::lock(path, file, block_device, options)
     }
 
@@ -353,6 +348,23 @@ fn is_block_device(path: &Path, file: &File) -> Result<bool, DiskError> {
         _ => "something else",
     };
     Err(DiskError::Kind { path: path.to_owned(), kind })
+}
+
+/// Makes sure that a file which somebody else has opened can be used as an image;
+/// says whether it is a block device.
+pub(super) fn check_opened(
+    path: &Path,
+    file: &File,
+    read_only: bool,
+    direct: bool,
+) -> Result<bool, DiskError> {
+    let block_device = is_block_device(path, file)?;
+    opened_as(file, read_only, direct).map_err(|source| DiskError::Host {
+        path: path.to_owned(),
+        what: "open",
+        source,
+    })?;
+    Ok(block_device)
 }
 
 /// Whether an open file is what [`open_image`] would have opened. One opened for

@@ -76,7 +76,11 @@ fn a_function_that_has_left_is_not_there() {
     assert_eq!(moves.last(), Some(&(Some(u64::from(BASE) + NOTIFY), 0)), "doorbells are untied");
     let routes = bench.host.routes.lock().unwrap().len();
     bench.function.write_config(4, &[6, 0]);
-    bench.start();
+    bench.function.write_config(0x10, &0xd018_0000u32.to_le_bytes());
+    bench.write(TABLE + 28, 1, 4);
+    bench.write(TABLE + 16, 0xfee0_1000, 8);
+    bench.write(TABLE + 28, 0, 4);
+    bench.write(0x14, 15, 1);
     assert_eq!(bench.function.bar(), None);
     assert_eq!(bench.host.moves.lock().unwrap().len(), moves.len());
     assert_eq!(bench.host.routes.lock().unwrap().len(), routes, "its GSIs are another's by now");
