@@ -2,20 +2,26 @@
 //! line and an exit status that say what happened.
 
 mod args;
+mod ctl;
 mod doctor;
+mod image_commands;
 mod logger;
+mod run;
 mod spectrum;
 
-use args::{Args, ArgsError, Command};
+use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
+use ctl::CtlArgs;
+use job::Outcome;
+use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
-use std::path::Path;
 use std::process::ExitCode;
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
-use vmm::control::{self, Client, ClientError};
+use vmm::control::ClientError;
 use vmm::exit::{Exit, status};
+use vmm::machine::Attached;
 use vmm::{host, machine};
 
 /// Why nothing ran, or why it ended early.
@@ -27,10 +33,14 @@ enum Error {
     Machine(#[from] machine::Error),
     #[error(transparent)]
     Control(#[from] ClientError),
+    #[error(transparent)]
+    Job(#[from] job::Error),
     #[error("signals: {}", args::plain(.0))]
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
     Output(io::Error),
+    #[error(transparent)]
+    Image(#[from] job::image::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -39,8 +49,9 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) | Self::Control(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) => status::INPUT,
             Self::Machine(error) => error.status(),
+            Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
         }
@@ -63,8 +74,10 @@ fn main() -> ExitCode {
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
-        Some(Command::Ctl { path, what }) => ask(&path, what.into()),
+        Some(Command::Ctl(wanted)) => ask(wanted),
         Some(Command::Spectrum { json }) => show_spectrum(json),
+        Some(Command::Run(wanted)) => run_job(*wanted, args.log),
+        Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
     })
 }
@@ -96,12 +109,25 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
         signals::block_job_control().map_err(Error::Signals)?;
         signals::block_resize().map_err(Error::Signals)?;
     }
-    Ok(machine::run(config, signals)?)
+    Ok(machine::run(config, Attached { signals: Some(signals), ..Attached::default() })?)
+}
+
+/// Ends as the job does.
+fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
+    logger::install(level.into());
+    match job::run(wanted.into_options())? {
+        Outcome::Exited(status) => Ok(status),
+        Outcome::Signalled(signal) => {
+            job::die_by(signal);
+            // A signal that ends nobody.
+            Ok(status::SIGNAL_BASE.wrapping_add(signal))
+        }
+    }
 }
 
 /// Asks a running machine for something and prints its answer.
-fn ask(path: &Path, command: control::Command) -> Result<u8, Error> {
-    let answer = Client::connect(path)?.ask(command)?;
+fn ask(wanted: CtlArgs) -> Result<u8, Error> {
+    let answer = wanted.ask()?;
     print(&format!("{answer}\n")).map(|()| status::OK)
 }
 

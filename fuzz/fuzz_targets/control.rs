@@ -9,7 +9,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut lines = Lines::default();
     for piece in text.chunks(usize::from(*step).max(1)) {
         lines.push(piece);
-        while let Ok(Some(line)) = lines.next() {
+        while let Ok(Some(line)) = lines.take_line() {
             let Ok(request) = Request::parse(&line) else { continue };
             let again = request.line().expect("a request is JSON");
             assert_eq!(Request::parse(again.trim_end().as_bytes()), Ok(request));

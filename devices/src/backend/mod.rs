@@ -4,6 +4,7 @@
 pub mod console;
 pub mod disk;
 pub mod port;
+pub mod prepared;
 pub mod share;
 pub mod tap;
 pub mod user;

@@ -21,7 +21,7 @@ impl Lines {
     }
 
     /// The next whole line, without its end.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+    pub fn take_line(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         let rest = self.bytes.get(self.searched..).unwrap_or_default();
         let Some(at) = rest.iter().position(|byte| *byte == b'\n') else {
             self.searched = self.bytes.len();
@@ -48,16 +48,16 @@ mod tests {
     fn a_line_may_be_as_long_as_allowed_and_no_longer() {
         let mut lines = Lines::default();
         lines.push(&[b'x'; MAX_LINE]);
-        assert_eq!(lines.next(), Ok(None));
+        assert_eq!(lines.take_line(), Ok(None));
         lines.push(b"\n\n");
-        assert_eq!(lines.next().unwrap().unwrap().len(), MAX_LINE);
-        assert_eq!(lines.next(), Ok(Some(Vec::new())));
+        assert_eq!(lines.take_line().unwrap().unwrap().len(), MAX_LINE);
+        assert_eq!(lines.take_line(), Ok(Some(Vec::new())));
         lines.push(&[b'x'; MAX_LINE + 1]);
-        assert_eq!(lines.next(), Err(TooLong));
+        assert_eq!(lines.take_line(), Err(TooLong));
         let mut lines = Lines::default();
         lines.push(&[b'x'; MAX_LINE + 1]);
         lines.push(b"\n");
-        assert_eq!(lines.next(), Err(TooLong));
+        assert_eq!(lines.take_line(), Err(TooLong));
     }
 
     proptest! {
@@ -73,7 +73,7 @@ mod tests {
                 let (piece, behind) = rest.split_at(cut.min(rest.len()));
                 lines.push(piece);
                 rest = behind;
-                while let Some(line) = lines.next().unwrap() {
+                while let Some(line) = lines.take_line().unwrap() {
                     found.push(line);
                 }
             }

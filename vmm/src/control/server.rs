@@ -206,7 +206,7 @@ impl Client {
     /// Makes requests of whole lines; whether the client may stay.
     fn take(&mut self, number: u32, jobs: &mut VecDeque<Job>) -> bool {
         loop {
-            let line = match self.lines.next() {
+            let line = match self.lines.take_line() {
                 Ok(Some(line)) => line,
                 Ok(None) => return true,
                 Err(_) => {

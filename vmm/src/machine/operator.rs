@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 type Outcome = Result<Option<Value>, String>;
 
 /// A device of the machine.
-struct Attached {
+struct DeviceEntry {
     name: String,
     device: Slot,
     /// The image or the interface behind it.
@@ -58,7 +58,7 @@ struct Waiting {
 /// All that a running machine is changed with.
 pub struct Operator {
     server: Arc<Mutex<Server>>,
-    attached: Vec<Attached>,
+    attached: Vec<DeviceEntry>,
     waiting: Vec<Waiting>,
     cpus: u32,
     bus: Option<PciBus>,
@@ -103,7 +103,7 @@ impl Operator {
         let (device, ..) = worker.counted();
         let subscriber = events.add_subscriber(Arc::new(Mutex::new(worker)));
         let leaving = false;
-        let new = Attached { name: name.clone(), device, what, subscriber, plugged, leaving };
+        let new = DeviceEntry { name: name.clone(), device, what, subscriber, plugged, leaving };
         self.attached.push(new);
         name
     }
@@ -165,7 +165,7 @@ impl Operator {
     }
 
     fn status(&self) -> Value {
-        let devices: Vec<Value> = self.attached.iter().map(Attached::status).collect();
+        let devices: Vec<Value> = self.attached.iter().map(DeviceEntry::status).collect();
         let mut status = json!({
             "devices": devices,
             "hot_plug": self.parts.hot_plug.is_some(),
@@ -262,7 +262,8 @@ impl Operator {
         let Some(registers) = self.parts.hot_plug.clone() else { return };
         let given_back = lock(&registers).given_back();
         for (_, function) in given_back {
-            let is = |a: &Attached| a.plugged.as_ref().is_some_and(|plugged| plugged.is(&function));
+            let is =
+                |a: &DeviceEntry| a.plugged.as_ref().is_some_and(|plugged| plugged.is(&function));
             let at = self.attached.iter().position(is);
             // It holds the device, which is to go before anybody is told.
             drop(function);
@@ -299,7 +300,7 @@ impl Operator {
     /// A device leaves the machine: off the event loop, off the bus, its
     /// interrupts and its image given back; and who waited for it is told.
     fn detach(&mut self, at: usize, forced: bool, events: &mut Events) {
-        let Attached { name, subscriber, plugged, device, .. } = self.attached.swap_remove(at);
+        let DeviceEntry { name, subscriber, plugged, device, .. } = self.attached.swap_remove(at);
         // Before anything that it watches is closed.
         let _ = events.remove_subscriber(subscriber);
         let mut flushed = Ok(());
@@ -359,7 +360,7 @@ fn adopt(disk: &Disk, files: Vec<File>) -> Result<Box<dyn devices::backend::disk
     })
 }
 
-impl Attached {
+impl DeviceEntry {
     fn status(&self) -> Value {
         let device = lock(&self.device);
         let state = match (self.leaving, device.queues().is_some()) {

@@ -9,6 +9,7 @@ use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
 use crate::vm::Vm;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk};
+use devices::backend::prepared::Prepared;
 use devices::backend::share::Share;
 use devices::backend::tap::{Queues, Tap};
 use devices::backend::user::{self, Forward, UserNet};
@@ -22,7 +23,7 @@ use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::rng::Rng;
-use devices::virtio::vsock::Vsock;
+use devices::virtio::vsock::{CIDS, Vsock};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
 use std::net::SocketAddrV4;
@@ -54,7 +55,7 @@ pub fn backends(config: &Config) -> impl Iterator<Item = String> {
 
 /// Opens what is behind each device: disks, network cards, vsock, shares,
 /// balloon, console, entropy.
-pub fn open(config: &Config) -> Result<Devices, Error> {
+pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
         slots.push(open_disk(config, disk)?);
@@ -64,6 +65,10 @@ pub fn open(config: &Config) -> Result<Devices, Error> {
     }
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
+    }
+    if let Some(streams) = streams {
+        let device = Vsock::new(*CIDS.start(), Box::new(streams));
+        slots.push(Arc::new(Mutex::new(device)));
     }
     for share in &config.shares {
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;

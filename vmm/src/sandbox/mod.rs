@@ -133,6 +133,9 @@ const NETWORKS: &[i64] = &[
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
 ];
+/// Beside those, on the event loop of a machine with streams that were prepared:
+/// there is nothing to connect to.
+const STREAMS: &[i64] = &[libc::SYS_sendmsg, libc::SYS_shutdown];
 
 /// Beside those, on the event loop of a machine that shares directories: what
 /// can be done to files. That none outside is reached is the share's own doing.
@@ -188,10 +191,22 @@ const VCPU_IOCTLS: &[u32] = &[
 const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
 const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
 
+/// Beside the common ones: the streams and signals of a job's runner.
+const RELAY: &[i64] = &[
+    libc::SYS_dup2,
+    libc::SYS_getpgrp,
+    libc::SYS_poll,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+];
+const RELAY_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP, TIOCGWINSZ];
+
 /// The C library looks at what it has set.
 const TCGETS: u32 = libc::TCGETS as u32;
 const TCSETS: u32 = libc::TCSETS as u32;
 const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
+const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
 const KVM_RUN: u32 = 0xae80;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
@@ -217,6 +232,11 @@ pub fn console() -> Filter {
     filter("console", &[COMMON, CONSOLE], &[only(libc::SYS_ioctl, 1, CONSOLE_IOCTLS), CLOSING])
 }
 
+/// The filter of the threads that a job's runner has beside its machine.
+pub fn relay() -> Filter {
+    filter("relay", &[COMMON, RELAY], &[only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING])
+}
+
 /// What is on the event loop beside what is always there.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Needs {
@@ -230,6 +250,8 @@ pub struct Needs {
     pub shares: bool,
     /// The host's networks, as the user reaches them.
     pub networks: bool,
+    /// Streams between the guest and this process.
+    pub streams: bool,
 }
 
 /// The filter of the thread that runs the event loop.
@@ -256,6 +278,9 @@ pub fn event_loop(needs: Needs) -> Filter {
     }
     if needs.control {
         lists.push(CONTROL);
+    }
+    if needs.streams {
+        lists.push(STREAMS);
     }
     if needs.listening {
         lists.push(LISTENING);
@@ -345,6 +370,7 @@ mod tests {
         let all = [
             vcpu(),
             console(),
+            relay(),
             event_loop(Needs::default()),
             event_loop(Needs { local_sockets: true, ..Needs::default() }),
             event_loop(Needs { control: true, ..Needs::default() }),
