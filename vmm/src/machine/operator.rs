@@ -31,6 +31,9 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// Removals that wait for the guest at once.
+const MAX_REMOVALS: usize = 64;
+
 /// What is answered, or that it is answered later.
 type Outcome = Result<Option<Value>, String>;
 
@@ -240,6 +243,10 @@ impl Operator {
     /// Asks the guest to let go of a device. The answer comes when it has.
     fn remove(&mut self, waiting: Waiting, events: &mut Events) -> Outcome {
         let name = &waiting.name;
+        // Those of clients that have gone count, too.
+        if self.waiting.len() >= MAX_REMOVALS {
+            return Err(format!("remove {name}: {MAX_REMOVALS} removals wait for the guest"));
+        }
         if self.parts.hot_plug.is_none() {
             let why = "needs --transport pci, and ACPI: neither --transport mmio nor acpi=off";
             return Err(format!("remove {name}: {why}"));
