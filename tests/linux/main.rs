@@ -11,6 +11,7 @@ mod disk;
 mod guest;
 mod hvc;
 mod input;
+mod job;
 mod kit;
 mod lifecycle;
 mod machine;
@@ -21,6 +22,7 @@ mod plug;
 mod share;
 mod spectrum;
 mod streams;
+mod usernet;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         disk::tests(),
         block::tests(),
         net::tests(),
+        usernet::tests(),
         pci::tests(),
         plug::tests(),
         vsock::tests(),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         hvc::tests(),
         input::tests(),
         spectrum::tests(),
+        job::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);
