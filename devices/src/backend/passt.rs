@@ -30,7 +30,7 @@ const MAX_FRAME: usize = 18 + 65536;
 /// Bytes read at once: a few large frames.
 const ROOM: usize = 4 * (LENGTH + MAX_FRAME);
 /// How long passt may take to answer its first frame.
-const START: Duration = Duration::from_secs(2);
+const START: Duration = Duration::from_secs(5);
 
 /// Why passt does not serve a card; each says what to do.
 #[derive(Debug, thiserror::Error)]

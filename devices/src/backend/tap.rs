@@ -455,4 +455,4 @@ impl NetBackend for Tap {
 
 #[cfg(test)]
 #[path = "tap_test.rs"]
-mod tests;
+pub(crate) mod tests;
