@@ -186,7 +186,7 @@ impl From<Forward> for String {
 }
 
 impl Net {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.backend.validate()?;
         let net = || self.backend.name().to_owned();
         if let Some(mac) = self.mac.as_ref().filter(|mac| parse_mac(mac).is_none()) {
