@@ -1,5 +1,7 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::image_commands::ImageCommand;
+use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::fs::File;
@@ -20,6 +22,9 @@ Examples:
   microvm --kernel vmlinux --rootfs base.img,readonly=on --disk data.img \\
           --net tap=vmtap0 --cpus 4 --memory 2G
       A read-only root, a second disk, a network card.
+  microvm --kernel vmlinux --rootfs debian.img --cpus 4 \\
+          --net tap=vmtap0,queues=4,mtu=9000,rate=100M
+      A card with a queue for each vCPU, large packets and a limit.
   microvm --kernel bzImage --initrd initrd.img --cmdline 'quiet' \\
           --serial file=guest.log
       A distribution's kernel with its initrd; no console here.
@@ -149,8 +154,25 @@ pub struct Args {
 
     /// A network card on a TAP interface; may be given more than once
     ///
-    /// Without mac= the address is derived from the interface's name.
-    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", help_heading = "The machine")]
+    ///   mac=ADDRESS         [default: derived from the interface's name]
+    ///   mtu=N               the guest's largest packet and the interface's,
+    ///                       which is set where microvm may
+    ///                       [default: the interface's own]
+    ///   queues=N            1 to 16 pairs of queues [default: one for each
+    ///                       vCPU, at most 8, if the interface was made with
+    ///                       multi_queue, else one]
+    ///   rate=SIZE[:BURST], ops=N[:BURST]
+    ///                       bytes and frames in a second, and at once after
+    ///                       a rest, in each direction [default: no limit]
+    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
+    ///                       but a guest then speaks to the kernel itself;
+    ///                       auto where it can [default: off]
+    #[arg(
+        verbatim_doc_comment,
+        long = "net",
+        value_name = "tap=NAME[,FIELD=VALUE]…",
+        help_heading = "The machine"
+    )]
     nets: Vec<Net>,
 
     /// Sockets between guest and host, through Unix sockets of the host
@@ -295,6 +317,20 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is virtualized how: Xen's table, as it is on this host
+    ///
+    /// A guest of a few instructions measures what the host does about
+    /// privileged instructions and page tables, in less than a second. Exits
+    /// with 0 if that is known, with 4 if not.
+    #[command(verbatim_doc_comment)]
+    Spectrum {
+        /// Print the table and what it rests on as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    Run(Box<RunArgs>),
+    #[command(flatten)]
+    Image(ImageCommand),
 }
 
 /// What to report.

@@ -3,16 +3,22 @@
 
 mod args;
 mod doctor;
+mod image_commands;
 mod logger;
+mod run;
+mod spectrum;
 
-use args::{Args, ArgsError, Command};
+use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
+use job::Outcome;
+use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
 use vmm::exit::{Exit, status};
+use vmm::machine::Attached;
 use vmm::{host, machine};
 
 /// Why nothing ran, or why it ended early.
@@ -22,10 +28,14 @@ enum Error {
     Args(#[from] ArgsError),
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Job(#[from] job::Error),
     #[error("signals: {}", args::plain(.0))]
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
     Output(io::Error),
+    #[error(transparent)]
+    Image(#[from] job::image::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -34,8 +44,9 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) => status::INPUT,
             Self::Machine(error) => error.status(),
+            Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
         }
@@ -58,6 +69,9 @@ fn main() -> ExitCode {
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
+        Some(Command::Spectrum { json }) => show_spectrum(json),
+        Some(Command::Run(wanted)) => run_job(*wanted, args.log),
+        Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
     })
 }
@@ -89,21 +103,53 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
         signals::block_job_control().map_err(Error::Signals)?;
         signals::block_resize().map_err(Error::Signals)?;
     }
-    Ok(machine::run(config, signals)?)
+    Ok(machine::run(config, Attached { signals: Some(signals), ..Attached::default() })?)
+}
+
+/// Ends as the job does.
+fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
+    logger::install(level.into());
+    match job::run(wanted.into_options())? {
+        Outcome::Exited(status) => Ok(status),
+        Outcome::Signalled(signal) => {
+            job::die_by(signal);
+            // A signal that ends nobody.
+            Ok(status::SIGNAL_BASE.wrapping_add(signal))
+        }
+    }
 }
 
 fn examine(json: bool) -> Result<u8, Error> {
     let report = host::doctor::examine();
     if json {
-        let text = serde_json::to_string_pretty(&report).map_err(Error::Json)?;
-        print(&(text + "\n"))?;
+        print_json(&report)?;
     } else {
-        let wrap = io::stdout().is_terminal();
-        // NO_COLOR counts when it is not empty (no-color.org).
-        let colour = wrap && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        print(&doctor::table(&report, doctor::Style { wrap, colour }))?;
+        print(&doctor::table(&report, style()))?;
     }
     Ok(if report.linux_guests { status::OK } else { status::HOST })
+}
+
+fn show_spectrum(json: bool) -> Result<u8, Error> {
+    let report = host::spectrum::examine();
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&spectrum::text(&report, style()))?;
+    }
+    Ok(if report.is_known() { status::OK } else { status::HOST })
+}
+
+/// For standard output, whatever it is.
+fn style() -> doctor::Style {
+    let wrap = io::stdout().is_terminal();
+    // NO_COLOR counts when it is not empty (no-color.org).
+    let colour = wrap && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    doctor::Style { wrap, colour }
+}
+
+fn print_json(report: &impl serde::Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(report).map_err(Error::Json)?;
+    print(&(text + "\n"))
 }
 
 fn print(text: &str) -> Result<(), Error> {

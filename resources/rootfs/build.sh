@@ -6,7 +6,8 @@
 #                                       the same tree as an initramfs, compressed as OUT is named
 #   build.sh debian OUT.ext4 [PACKAGE...]
 #                                       Debian bookworm minbase and these packages; DEBIAN_SIZE=2G
-#   build.sh tools OUT.ext4             fio, iperf3 and tcc with the libraries they need, for chroot
+#   build.sh tools OUT.ext4             fio, iperf3, tcc, perl, getfattr and setfattr with the
+#                                       libraries they need, for chroot
 #   build.sh script OUT FILE            a disk for microvm.run=/dev/vdb: FILE, padded to a block
 #
 # Every image starts with `init` beside this script, which lists the words of the
@@ -219,16 +220,16 @@ debian)
 	;;
 tools)
 	[ $# -eq 0 ] || usage
-	built=$CACHE/rootfs/tools-$(SALT="$(candidate fio) $(candidate iperf3) $(candidate tcc)" hash_of "${parts[@]}").ext4
+	built=$CACHE/rootfs/tools-$(SALT="$(candidate fio) $(candidate iperf3) $(candidate tcc) $(candidate attr)" hash_of "${parts[@]}").ext4
 	[ -e "$built" ] && deliver "$built"
 	mkdir -p "$CACHE/rootfs"
 	lock rootfs-tools
 	[ -e "$built" ] && deliver "$built"
-	need fio iperf3 tcc libc-bin
+	need fio iperf3 tcc attr perl-base libc-bin
 	scratch
 	say "building"
 	mkdir -p "$SCRATCH/tree"/{tmp,dev,proc,sys,etc,usr/bin}
-	for program in fio iperf3 tcc; do
+	for program in fio iperf3 tcc perl getfattr setfattr; do
 		install -m 755 "/usr/bin/$program" "$SCRATCH/tree/usr/bin/$program"
 		# The loader is named without "=>", the libraries with it.
 		ldd "/usr/bin/$program" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p;s/^\t\(\/[^ ]*\) .*/\1/p' |
@@ -236,6 +237,9 @@ tools)
 				install -D -m 755 "$library" "$SCRATCH/tree$library"
 			done
 	done
+	# What perl-base has beside its program: the modules that every Debian has.
+	mkdir -p "$SCRATCH/tree/usr/lib/x86_64-linux-gnu"
+	cp -R /usr/lib/x86_64-linux-gnu/perl-base "$SCRATCH/tree/usr/lib/x86_64-linux-gnu/"
 	find "$SCRATCH/tree" -exec touch -h -d @0 {} +
 	ext4 "$SCRATCH/tree" "$SCRATCH/image" 192M
 	publish "$SCRATCH/image" "$built"

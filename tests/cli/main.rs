@@ -4,6 +4,7 @@ mod doctor;
 mod guest;
 mod options;
 mod running;
+mod spectrum;
 mod terminal;
 
 use std::process::{Command, Output, Stdio};

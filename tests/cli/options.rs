@@ -39,6 +39,7 @@ fn help_documents_everything() {
         "--log",
         "--metrics",
         "doctor",
+        "spectrum",
         "Examples:",
         "Exit status:",
         "Ctrl-a x",

@@ -18,6 +18,7 @@ mod metrics;
 mod net;
 mod pci;
 mod share;
+mod spectrum;
 mod streams;
 mod vsock;
 
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         console::tests(),
         hvc::tests(),
         input::tests(),
+        spectrum::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);

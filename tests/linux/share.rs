@@ -8,12 +8,15 @@ use libtest_mimic::{Completion, Trial};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 pub fn tests() -> Vec<Trial> {
     vec![
         trial("share::does_what_a_local_file_system_does_over_mmio", || posix("mmio")),
         trial("share::does_what_a_local_file_system_does_over_pci", || posix("pci")),
+        trial("share::answers_system_calls_as_ext4_does", system_calls),
         trial("share::bytes_go_both_ways", bytes),
+        trial("share::debian_6_12_cloud_has_it_as_its_root_without_an_initramfs", root),
         trial("share::nothing_leads_out", confined),
         trial("share::a_read_only_share_changes_nothing", read_only),
         trial("share::a_source_tree_is_built_as_on_a_local_disk", build),
@@ -118,6 +121,89 @@ fn posix(transport: &str) -> Verdict {
         guest(dir.path(), "", script).arg("--transport").arg(transport).run()?.script_passed()?;
     check(outcome.console.contains("alike"), "both do the same", &outcome)?;
     check(outcome.count("lines")? > 180, "all cases ran", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+/// Files, names, modes, times, locks, mappings and rights in system calls, as
+/// root and as an ordinary user; extended attributes; mappings under fio.
+const SYSTEM_CALLS: &str = include_str!("posix.pl");
+
+const ATTRIBUTES: &str = "
+f=$1/attributes; : >$f; mkdir $1/d
+setfattr -n user.a -v one $f; getfattr --absolute-names --only-values -n user.a $f; echo
+setfattr -n user.b $f; setfattr -n user.a -v two $f; getfattr --absolute-names -d $f | grep -v '^#'
+getfattr --absolute-names -n user.none $f
+setfattr -x user.a $f; setfattr -x user.a $f; getfattr --absolute-names -d $f | grep -v '^#'
+setfattr -n user.long -v $(printf %700s | tr ' ' v) $f; getfattr --absolute-names -d $f | wc -c
+setfattr -n user.d -v dir $1/d; getfattr --absolute-names --only-values -n user.d $1/d; echo
+ln -s nowhere $1/l; setfattr -h -n user.l -v x $1/l
+setfattr -n other.x -v x $f
+fio --minimal --thread --name=m --filename=$1/m --ioengine=mmap --rw=randrw --bs=4k --size=2m \\
+    --verify=crc32c --verify_fatal=1 --do_verify=1 >/dev/null && echo mapped
+";
+
+fn system_calls() -> Verdict {
+    let dir = tempfile::tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    fs::write(dir.path().join("posix.pl"), SYSTEM_CALLS)?;
+    fs::write(dir.path().join("attributes"), ATTRIBUTES)?;
+    fs::create_dir(dir.path().join("work"))?;
+    // The tools' own root, with both file systems in it at paths of one length.
+    let script = "t=/tmp/t; mkdir $t; mount -t ext4 -o ro /dev/vdc $t; mount -t tmpfs tmp $t/tmp
+        mount -t devtmpfs dev $t/dev; cp /bin/busybox $t/tmp; mkdir $t/tmp/disk $t/tmp/host $t/tmp/bin
+        for a in sh printf tr mkdir grep wc ln; do ln -s ../busybox $t/tmp/bin/$a; done
+        mount -t ext4 /dev/vdd $t/tmp/disk && mount --bind /mnt/work $t/tmp/host || exit 98
+        cp /mnt/posix.pl /mnt/attributes $t/tmp
+        try() { PATH=/usr/bin:/tmp/bin chroot $t \"$@\" 2>&1; }
+        for d in disk host; do
+            { try perl /tmp/posix.pl /tmp/$d; try sh /tmp/attributes /tmp/$d; } |
+                sed s,/tmp/$d,DIR,g >/mnt/$d
+        done
+        echo cases=$(grep -c '^\\(root\\|user\\) ' /mnt/disk)
+        grep -c '^mapped$' /mnt/disk | sed s/^/mapped=/
+        diff -aU1 /mnt/disk /mnt/host && echo alike";
+    let guest = guest(dir.path(), "", script);
+    let ext4 = guest.scratch("ext4");
+    fs::File::create(&ext4)?.set_len(64 << 20)?;
+    let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&ext4).status();
+    if !made.is_ok_and(|status| status.success()) {
+        return Ok(Completion::ignored_with("mke2fs is missing"));
+    }
+    let tools = format!("path={},readonly=on", kit::tools().display());
+    let outcome = guest.arg("--disk").arg(tools).arg("--disk").arg(&ext4).run()?.script_passed()?;
+    check(outcome.console.contains("alike"), "both answer the same", &outcome)?;
+    check(outcome.count("cases")? > 190, "all cases ran", &outcome)?;
+    check(outcome.count("mapped")? == 1, "mappings were tried", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+/// A stock kernel that has virtio-pci and virtio-fs built in.
+fn root() -> Verdict {
+    let dir = tempfile::tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    for name in ["bin", "sbin", "proc", "sys", "dev", "tmp"] {
+        fs::create_dir(dir.path().join(name))?;
+    }
+    // The root's own busybox, which debugfs takes out without mounting it.
+    let busybox = dir.path().join("bin/busybox");
+    let request = format!("dump -p /bin/busybox {}", busybox.display());
+    let taken = Command::new("debugfs").arg("-R").arg(request).arg(kit::root()).output();
+    if !taken.is_ok_and(|output| output.status.success()) {
+        return Ok(Completion::ignored_with("debugfs is missing"));
+    }
+    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))?;
+    let init = "#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\n\
+        echo root=$(/bin/busybox grep -c ' / virtiofs' /proc/mounts)\n\
+        echo written >/tmp/word; /bin/busybox sync; /bin/busybox poweroff -f\n";
+    fs::write(dir.path().join("sbin/init"), init)?;
+    fs::set_permissions(dir.path().join("sbin/init"), fs::Permissions::from_mode(0o755))?;
+    let (kernel, _) = kit::debian("6_12_CLOUD");
+    let guest = Guest::with_kernel(&kernel).word("root=host rootfstype=virtiofs rw quiet");
+    let share = format!("tag=host,path={}", dir.path().display());
+    let guest = guest.arg("--transport=pci").arg("--memory=512M").arg("--share").arg(share);
+    let outcome = guest.run()?.ended(0)?;
+    check(outcome.count("root")? == 1, "the directory is the root", &outcome)?;
+    check(fs::read(dir.path().join("tmp/word"))? == b"written\n", "and written to", &outcome)?;
     Ok(Completion::Completed)
 }
 

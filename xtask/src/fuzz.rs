@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: libFuzzer against what a guest can write.
+//! `cargo xtask fuzz`: libFuzzer against what a guest, or an image, can hold.
 //!
 //! The stable compiler can do it: the coverage that libFuzzer follows is a pass
 //! of LLVM's. What a run learns is kept in the target directory; `fuzz/corpus`
@@ -13,11 +13,13 @@ use std::path::Path;
 use std::process::Command;
 
 /// All targets.
-const TARGETS: [&str; 7] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs"];
+const TARGETS: [&str; 8] = ["queue", "block", "mmio", "pci", "vsock", "net", "fs", "image"];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.
 const LENGTH: u32 = 1024;
+/// Bytes of an archive: its blocks are 512 bytes.
+const ARCHIVE: u32 = 8192;
 
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -28,7 +30,7 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// Arguments of the command.
 #[derive(Args)]
 pub struct FuzzArguments {
-    /// Targets: queue, block, mmio, pci, vsock, net, fs [default: all]
+    /// Targets: queue, block, mmio, pci, vsock, net, fs, image [default: all]
     #[arg(value_parser = TARGETS)]
     targets: Vec<String>,
     /// Seconds for each target
@@ -84,10 +86,11 @@ fn fuzz(build: &Path, target: &str, seconds: u64) -> Result<String> {
     fs::create_dir_all(&learnt)?;
     fs::create_dir_all(&crashes)?;
     let program = build.join(TARGET).join("release").join(target);
+    let length = if target == "image" { ARCHIVE } else { LENGTH };
     let mut command = Command::new(&program);
     command
         .arg(format!("-max_total_time={seconds}"))
-        .arg(format!("-max_len={LENGTH}"))
+        .arg(format!("-max_len={length}"))
         .arg(format!("-artifact_prefix={}/{target}-", crashes.display()))
         .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=1024"])
         .arg(&learnt)

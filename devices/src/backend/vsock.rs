@@ -76,15 +76,36 @@ impl UnixSockets {
         let identity = identity(path).map_err(error)?;
         let new = Self { path: path.to_owned(), identity, listener, epoll };
         new.listener.set_nonblocking(true).map_err(error)?;
-        new.watch(new.listener.as_raw_fd(), CLIENTS).map_err(error)?;
+        watch(&new.epoll, new.listener.as_raw_fd(), CLIENTS).map_err(error)?;
         Ok(new)
     }
+}
 
-    /// Edge-triggered: what stays ready is no news.
-    fn watch(&self, fd: RawFd, token: u64) -> io::Result<()> {
-        let set = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, token))
-    }
+/// Edge-triggered: what stays ready is no news.
+pub(super) fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    let set = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, token))
+}
+
+/// Adds what is new. `true`: there is more.
+pub(super) fn news(epoll: &Epoll, all: &mut Vec<Readiness>) -> io::Result<bool> {
+    let mut events = [EpollEvent::default(); NEWS];
+    let count = match epoll.wait(0, &mut events) {
+        Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(true),
+        other => other?,
+    };
+    all.extend(events.iter().take(count).map(|event| {
+        let set = event.event_set();
+        // Either end of a stream's life shows in reading and writing.
+        let over = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        Readiness {
+            token: event.data(),
+            readable: over || set.intersects(EventSet::IN | EventSet::READ_HANG_UP),
+            writable: over || set.contains(EventSet::OUT),
+            hung_up: over,
+        }
+    }));
+    Ok(count == NEWS)
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -105,7 +126,7 @@ impl VsockBackend for UnixSockets {
         let mut path: OsString = self.path.clone().into_os_string();
         path.push(format!("_{port}"));
         let stream = connect(Path::new(&path))?;
-        self.watch(stream.as_raw_fd(), token)?;
+        watch(&self.epoll, stream.as_raw_fd(), token)?;
         Ok(Box::new(Stream(stream)))
     }
 
@@ -114,7 +135,7 @@ impl VsockBackend for UnixSockets {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     stream.set_nonblocking(true)?;
-                    self.watch(stream.as_raw_fd(), token)?;
+                    watch(&self.epoll, stream.as_raw_fd(), token)?;
                     return Ok(Some(Box::new(Stream(stream))));
                 }
                 Err(e) => match e.kind() {
@@ -127,24 +148,8 @@ impl VsockBackend for UnixSockets {
         }
     }
 
-    fn poll(&mut self, news: &mut Vec<Readiness>) -> io::Result<bool> {
-        let mut events = [EpollEvent::default(); NEWS];
-        let count = match self.epoll.wait(0, &mut events) {
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(true),
-            other => other?,
-        };
-        news.extend(events.iter().take(count).map(|event| {
-            let set = event.event_set();
-            // Either end of a stream's life shows in reading and writing.
-            let over = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
-            Readiness {
-                token: event.data(),
-                readable: over || set.intersects(EventSet::IN | EventSet::READ_HANG_UP),
-                writable: over || set.contains(EventSet::OUT),
-                hung_up: over,
-            }
-        }));
-        Ok(count == NEWS)
+    fn poll(&mut self, all: &mut Vec<Readiness>) -> io::Result<bool> {
+        news(&self.epoll, all)
     }
 
     fn source(&self) -> Option<RawFd> {
@@ -181,7 +186,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 }
 
 /// A connected socket.
-struct Stream(UnixStream);
+pub(super) struct Stream(pub(super) UnixStream);
 
 /// As many pieces as one system call takes: the rest of a stream can wait.
 fn pieces(list: &[iovec]) -> &[iovec] {

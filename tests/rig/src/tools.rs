@@ -18,6 +18,8 @@ pub const SVM: &[Tool] = &[
         program: "qemu-system-x86_64",
         packages: &["qemu-system-x86", "qemu-system-data", "seabios"],
     },
+    // Not for the rig itself: tests in it have QEMU check disk images.
+    Tool { program: "qemu-img", packages: &["qemu-utils"] },
     XZ,
     ZSTD,
 ];

@@ -30,6 +30,7 @@ use crate::vcpu::{self, Buses, Running, Vcpu};
 use crate::vm::Vm;
 use boot::{Initrd, Kernel, Payload};
 use devices::backend::console::Loss;
+use devices::backend::prepared::Prepared;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use slots::Devices;
 use std::fs::File;
@@ -52,11 +53,11 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn open(config: &Config) -> Result<Self, Error> {
+    fn open(config: &Config, streams: Option<Prepared>) -> Result<Self, Error> {
         config.validate()?;
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
-        let devices = slots::open(config)?;
+        let devices = slots::open(config, streams)?;
         let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
         let inputs = Self { kernel, initrd, cmdline, devices, metrics };
@@ -76,11 +77,23 @@ impl Inputs {
     }
 }
 
-/// Runs the machine that `config` describes to its end. `signals` is where the
-/// signals that end it are read ([`crate::console::signals::signal_fd`]).
-pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
+/// What a machine has beside its configuration: things without a name.
+#[derive(Default)]
+pub struct Attached {
+    /// Where the signals that end it are read
+    /// ([`crate::console::signals::signal_fd`]), unless they are somebody else's.
+    pub signals: Option<File>,
+    /// What the guest reaches at the host's ports of a vsock.
+    pub streams: Option<Prepared>,
+    /// For whoever else may end it.
+    pub ending: Option<Ending>,
+}
+
+/// Runs the machine that `config` describes to its end.
+pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     limits::raise_descriptors();
-    let mut inputs = Inputs::open(config)?;
+    let has_streams = attached.streams.is_some();
+    let mut inputs = Inputs::open(config, attached.streams)?;
     let kvm = host::open_kvm(host::KVM_DEVICE.as_ref())?;
     if !config.skip_probe {
         host::can_run_linux(&kvm)?;
@@ -92,7 +105,10 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     let vcpus: Vec<_> =
         (0..config.cpus).map(|cpu| vm.vcpu(cpu, config.cpus)).collect::<Result<_, _>>()?;
 
-    let ending = Ending::new().map_err(Error::host("eventfd"))?;
+    let ending = match attached.ending {
+        Some(ending) => ending,
+        None => Ending::new().map_err(Error::host("eventfd"))?,
+    };
     let mut board = board::Board::new(config, &vm, &ending)?;
     let virtio = slots::connect(config, &inputs.devices.slots, &vm, &ram, &mut board)?;
     let rsdp = board.describe(&ram, config.cpus)?;
@@ -103,7 +119,9 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
     let mut events = Events::new().map_err(Error::events)?;
     virtio.into_iter().for_each(|worker| add(&mut events, worker));
     add(&mut events, EndWatch(ending.clone()));
-    add(&mut events, SignalWatch { signals, ending: ending.clone() });
+    if let Some(signals) = attached.signals {
+        add(&mut events, SignalWatch { signals, ending: ending.clone() });
+    }
     // Kept here, so that its last report comes after the end.
     let mut reports: Option<Arc<Mutex<Serve>>> = None;
     if let Some(target) = inputs.metrics.take() {
@@ -119,7 +137,7 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending, &counters)?;
-    sandbox::event_loop(needs(config)).install()?;
+    sandbox::event_loop(needs(config, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
@@ -136,12 +154,14 @@ pub fn run(config: &Config, signals: File) -> Result<Exit, Error> {
 }
 
 /// What the event loop does in this machine beside what it always does.
-fn needs(config: &Config) -> sandbox::Needs {
+fn needs(config: &Config, streams: bool) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
     sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
+        networks: config.nets.iter().any(|net| net.user().is_some()),
+        streams,
     }
 }
 

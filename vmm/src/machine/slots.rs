@@ -4,14 +4,17 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
-use crate::config::{self, Config, Format, Transport};
+use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
 use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
+use devices::backend::prepared::Prepared;
 use devices::backend::share::Share;
-use devices::backend::tap::Tap;
+use devices::backend::tap::{Queues, Tap};
+use devices::backend::user::{self, Forward, UserNet};
+use devices::backend::vhost::VhostNet;
 use devices::backend::vsock::UnixSockets;
 use devices::bus::lock;
 use devices::irq::IrqLine;
@@ -21,12 +24,13 @@ use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use devices::virtio::net::{Net, derived_mac};
+use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
-use devices::virtio::vsock::Vsock;
+use devices::virtio::vsock::{CIDS, Vsock};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,16 +67,20 @@ impl Devices {
 
 /// Opens what is behind each device: disks, network cards, vsock, shares,
 /// balloon, console, entropy.
-pub fn open(config: &Config) -> Result<Devices, Error> {
+pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error> {
     let mut slots: Vec<Slot> = Vec::new();
     for disk in config.all_disks() {
         slots.push(open_disk(config, disk)?);
     }
-    for net in &config.nets {
-        slots.push(open_net(net)?);
+    for (number, net) in config.nets.iter().enumerate() {
+        slots.push(open_net(config, net, number)?);
     }
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
+    }
+    if let Some(streams) = streams {
+        let device = Vsock::new(*CIDS.start(), Box::new(streams));
+        slots.push(Arc::new(Mutex::new(device)));
     }
     for share in &config.shares {
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;
@@ -142,11 +150,75 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net) -> Result<Slot, Error> {
-    let tap = Tap::open(&net.tap)?;
-    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
-    let mtu = tap.mtu;
-    Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
+fn open_net(config: &Config, net: &config::Net, number: usize) -> Result<Slot, Error> {
+    let name = match &net.backend {
+        NetBackend::Tap(tap) => tap.clone(),
+        // Each card of the guest needs another address.
+        NetBackend::User(_) => format!("user{number}"),
+    };
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&name));
+    let limiter = || -> Result<Option<Limiter>, Error> {
+        let (bytes, frames) = (net.rate.map(|l| l.0), net.ops.map(|l| l.0));
+        let wanted = bytes.is_some() || frames.is_some();
+        wanted.then(|| Limiter::new(bytes, frames)).transpose().map_err(Error::host("timerfd"))
+    };
+    // Each direction has its own.
+    let (receive, transmit) = (limiter()?, limiter()?);
+    let mut options = net::Options { mac, receive, transmit, ..net::Options::default() };
+    let mut backends: Vec<Box<dyn net::NetBackend>> = Vec::new();
+    match net.user() {
+        Some(user) => {
+            options.mtu = Some(user::MTU);
+            backends.push(Box::new(open_user_net(user, mac)?));
+        }
+        None => {
+            let (pairs, fewer) = net.pairs(config.cpus);
+            let wanted = if fewer { Queues::UpTo(pairs) } else { Queues::Exactly(pairs) };
+            let mut taps = Tap::open_queues(&name, wanted)?;
+            if let (Some(mtu), Some(tap)) = (net.mtu, taps.first_mut()) {
+                tap.require_mtu(mtu)?;
+            }
+            options.mtu = taps.first().and_then(|tap| tap.mtu);
+            options.vhost = open_vhost(net, taps.len())?;
+            backends.extend(taps.into_iter().map(|tap| Box::new(tap) as Box<_>));
+        }
+    }
+    let net = Net::new(options, backends).map_err(Error::host("eventfd"))?;
+    Ok(Arc::new(Mutex::new(net)))
+}
+
+/// The kernel's data path for each pair of queues, if it is wanted and can be had.
+fn open_vhost(net: &config::Net, pairs: usize) -> Result<Vec<VhostNet>, Error> {
+    let unlimited = net.rate.is_none() && net.ops.is_none();
+    if net.vhost == Vhost::Off || !unlimited {
+        return Ok(Vec::new());
+    }
+    let opened: std::io::Result<Vec<_>> = (0..pairs).map(|_| VhostNet::open()).collect();
+    match opened {
+        Err(e) if net.vhost == Vhost::Auto => {
+            log::info!("net {}: without vhost: {e}", net.backend.name());
+            Ok(Vec::new())
+        }
+        Err(source) => Err(Error::Vhost { net: net.backend.name().to_owned(), source }),
+        Ok(vhost) => Ok(vhost),
+    }
+}
+
+fn open_user_net(wanted: &config::UserNet, mac: [u8; 6]) -> Result<UserNet, Error> {
+    let forwards = wanted.hostfwd.iter().map(|forward| Forward {
+        protocol: match forward.protocol {
+            config::Protocol::Tcp => user::Protocol::Tcp,
+            config::Protocol::Udp => user::Protocol::Udp,
+        },
+        host: SocketAddrV4::new(forward.address, forward.host),
+        guest: forward.guest,
+    });
+    let options = user::Options {
+        host_loopback: wanted.host_loopback,
+        resolvers: user::resolvers(),
+        forwards: forwards.collect(),
+    };
+    Ok(UserNet::new(mac, options)?)
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {

@@ -139,11 +139,14 @@ impl Server<'_> {
         mode: Option<u32>,
     ) -> Result<Stat, Errno> {
         let file = self.share.node(node)?;
-        if rustix::process::geteuid().is_root() {
+        let root = rustix::process::geteuid().is_root();
+        if root {
             let (uid, gid) = (Uid::from_raw(r.header.uid), Gid::from_raw(r.header.gid));
             chownat(file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         }
-        if let Some(mode) = mode.filter(|mode| self.share.masked(mode & PERMISSIONS)) {
+        // A new owner takes set-user-ID and set-group-ID away (chown(2)).
+        let lost = |mode: u32| root && mode & 0o6000 != 0;
+        if let Some(mode) = mode.filter(|m| self.share.masked(m & PERMISSIONS) || lost(*m)) {
             self.chmod(node, mode)?;
         }
         statat(file, "", AtFlags::EMPTY_PATH)

@@ -1,0 +1,85 @@
+//! The host's side of virtio-vsock as connections that were there before the
+//! guest: one for each port, made in this process, without a name on the host.
+//!
+//! A guest that connects to one of these ports of the host gets the stream that
+//! was prepared for it, once. There is nothing else to connect to, and nobody of
+//! the host can connect to the guest.
+
+use crate::backend::vsock::{Stream, news, watch};
+use crate::virtio::vsock::{HostStream, Readiness, VsockBackend};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use vmm_sys_util::epoll::Epoll;
+
+/// Streams that wait for the guest.
+pub struct Prepared {
+    streams: BTreeMap<u32, UnixStream>,
+    epoll: Epoll,
+}
+
+impl Prepared {
+    /// A stream for each port.
+    pub fn new(streams: impl IntoIterator<Item = (u32, UnixStream)>) -> io::Result<Self> {
+        let streams: BTreeMap<_, _> = streams.into_iter().collect();
+        for stream in streams.values() {
+            stream.set_nonblocking(true)?;
+        }
+        Ok(Self { streams, epoll: Epoll::new()? })
+    }
+}
+
+impl VsockBackend for Prepared {
+    fn connect(&mut self, port: u32, token: u64) -> io::Result<Box<dyn HostStream>> {
+        let stream = self.streams.remove(&port).ok_or(ErrorKind::ConnectionRefused)?;
+        watch(&self.epoll, stream.as_raw_fd(), token)?;
+        Ok(Box::new(Stream(stream)))
+    }
+
+    fn accept(&mut self, _token: u64) -> io::Result<Option<Box<dyn HostStream>>> {
+        Ok(None)
+    }
+
+    fn poll(&mut self, all: &mut Vec<Readiness>) -> io::Result<bool> {
+        news(&self.epoll, all)
+    }
+
+    fn source(&self) -> Option<RawFd> {
+        Some(self.epoll.as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::queue::{IoVecStore, IoVecs};
+    use std::io::{Read, Write};
+
+    #[test]
+    fn each_port_has_one_stream_for_one_connection() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut prepared = Prepared::new([(7, ours)]).unwrap();
+        assert!(prepared.connect(8, 1).is_err());
+        let mut stream = prepared.connect(7, 1).unwrap();
+        assert!(prepared.connect(7, 2).is_err());
+        assert!(prepared.accept(3).unwrap().is_none());
+
+        theirs.write_all(b"in").unwrap();
+        let mut all = Vec::new();
+        assert!(!prepared.poll(&mut all).unwrap());
+        assert!(all.iter().any(|one| one.token == 1 && one.readable));
+        let (mut store, mut bytes) = (IoVecStore::new(), [0; 8]);
+        let n = stream.read(&mut IoVecs::from_slice(&mut store, &mut bytes)).unwrap();
+        assert_eq!(&bytes[..n], b"in");
+        let read = stream.read(&mut IoVecs::from_slice(&mut store, &mut bytes));
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::WouldBlock);
+
+        let mut out = *b"out";
+        assert_eq!(stream.write(&IoVecs::from_slice(&mut store, &mut out)).unwrap(), 3);
+        drop(stream);
+        let mut text = String::new();
+        theirs.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "out");
+    }
+}

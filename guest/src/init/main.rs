@@ -1,0 +1,181 @@
+//! PID 1 of a job's guest.
+//!
+//! ```text
+//!  kernel ─► /dev, vsock ─► Hello ─► Start ─► root, network, streams ─► the job
+//!                                      Signal, Resize ─► │ ◄─ reaping
+//!                                               Ended ◄──┘ ─► power off
+//! ```
+//!
+//! The host ends the machine when it has all that it wants to know; if it does
+//! not, init does. Whatever can't be done is said to the host in one line.
+
+mod network;
+mod process;
+mod root;
+mod streams;
+mod system;
+
+use guest::protocol::{Decoder, MAX_TO_GUEST, Spec, ToGuest, ToHost, VERSION, port};
+use process::{Change, NoJob};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use system::{About, Fault, check, power_off};
+
+/// The connection that everything but the job's streams goes over.
+struct Control {
+    socket: File,
+    decoder: Decoder,
+}
+
+/// The job's pid as long as it may be signalled.
+type Alive = Arc<Mutex<Option<libc::pid_t>>>;
+
+fn main() {
+    // SAFETY: both calls have no preconditions.
+    let first = unsafe {
+        libc::umask(0o022);
+        libc::getpid() == 1
+    };
+    if !first {
+        eprintln!("microvm-init: this is the init of a microvm guest; it is of no use elsewhere");
+        std::process::exit(2);
+    }
+    match root::mount_first().and_then(|()| Control::open()) {
+        Ok(control) => run(control),
+        // Nobody can be told but those who read the kernel's messages.
+        Err(fault) => eprintln!("microvm-init: {fault}"),
+    }
+    power_off();
+}
+
+fn run(mut control: Control) {
+    let Ok(spec) = control.greet() else { return };
+    let last = match job(&spec, &mut control) {
+        Ok(ended) => ended,
+        Err(NoJob { kind, text }) => ToHost::Failed { kind, text: text.into_bytes() },
+    };
+    // SAFETY: sync has no preconditions. What was written to disks and shares is
+    // there before anybody hears of the end.
+    unsafe { libc::sync() };
+    if send(&control.socket, &last).is_ok() {
+        control.wait_for_end();
+    }
+}
+
+fn job(spec: &Spec, control: &mut Control) -> Result<ToHost, NoJob> {
+    root::enter(spec)?;
+    name(&spec.hostname)?;
+    network::bring_up(spec.network.as_ref())?;
+    let (stdio, relays) = streams::open(&spec.streams, &spec.identity)?;
+    let terminal = relays.terminal.as_ref().map(File::try_clone).transpose();
+    let terminal = terminal.about("terminal")?;
+    let pid = process::start(spec, stdio)?;
+
+    let alive: Alive = Arc::new(Mutex::new(Some(pid)));
+    control.serve(alive.clone(), terminal).about("control connection")?;
+    let running = relays.start();
+    let say = |message: &ToHost| send(&control.socket, message);
+    say(&ToHost::Started).about("control connection")?;
+    let how = loop {
+        process::wait().about("wait")?;
+        let mut alive = lock(&alive);
+        match process::take_change(pid) {
+            Change::Ended(how) => {
+                *alive = None;
+                break how;
+            }
+            Change::Stopped(signal) => {
+                say(&ToHost::Stopped { signal }).about("control connection")?;
+            }
+            Change::Other => {}
+        }
+    };
+    process::end_all();
+    let usage = process::usage();
+    Ok(ToHost::Ended { how, usage, input: running.finish() })
+}
+
+fn name(hostname: &[u8]) -> Result<(), Fault> {
+    // SAFETY: the bytes outlive the call, and their number is given.
+    check(unsafe { libc::sethostname(hostname.as_ptr().cast(), hostname.len()) })
+        .map(drop)
+        .about("host name")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn send(mut socket: &File, message: &ToHost) -> io::Result<()> {
+    // One write a frame, and one thread that writes.
+    socket.write_all(&message.encode())
+}
+
+impl Control {
+    fn open() -> Result<Self, Fault> {
+        let socket = system::connect(port::CONTROL).about("vsock")?;
+        Ok(Self { socket: File::from(socket), decoder: Decoder::new(MAX_TO_GUEST) })
+    }
+
+    /// Says hello and hears of the job.
+    fn greet(&mut self) -> io::Result<Spec> {
+        send(&self.socket, &ToHost::Hello { version: VERSION })?;
+        match self.receive()? {
+            ToGuest::Start(spec) => Ok(*spec),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<ToGuest> {
+        let mut buffer = [0; 4096];
+        loop {
+            let message = ToGuest::next(&mut self.decoder);
+            if let Some(message) = message.map_err(|_| io::ErrorKind::InvalidData)? {
+                return Ok(message);
+            }
+            match self.socket.read(&mut buffer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => self.decoder.push(buffer.get(..n).unwrap_or_default()),
+            }
+        }
+    }
+
+    /// Does what the host says, on a thread of its own. When the host has gone, so
+    /// has everything.
+    fn serve(&mut self, alive: Alive, terminal: Option<File>) -> io::Result<()> {
+        let decoder = std::mem::replace(&mut self.decoder, Decoder::new(MAX_TO_GUEST));
+        let mut control = Self { socket: self.socket.try_clone()?, decoder };
+        thread::Builder::new().spawn(move || {
+            while let Ok(message) = control.receive() {
+                match message {
+                    ToGuest::Signal { number, group } => signal(&alive, number, group),
+                    ToGuest::Resize(window) => {
+                        if let Some(terminal) = &terminal {
+                            streams::resize(terminal, window);
+                        }
+                    }
+                    ToGuest::Start(_) => {}
+                }
+            }
+            power_off();
+        })?;
+        Ok(())
+    }
+
+    /// The host ends the machine; or it closes the connection, and init does.
+    fn wait_for_end(&mut self) {
+        let mut buffer = [0; 64];
+        while let Ok(1..) = self.socket.read(&mut buffer) {}
+    }
+}
+
+fn signal(alive: &Alive, number: u8, group: bool) {
+    if let Some(pid) = *lock(alive) {
+        let target = if group { -pid } else { pid };
+        // SAFETY: kill takes numbers; the pid is the job's as long as the lock is
+        // held.
+        unsafe { libc::kill(target, number.into()) };
+    }
+}

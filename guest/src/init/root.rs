@@ -1,0 +1,177 @@
+//! The root file system of the job.
+//!
+//! ```text
+//!  image, read-only ─┐
+//!                    ├─ overlay ─► / ─► /proc, /sys, /dev, shares, scratch, files
+//!  memory or a disk ─┘
+//! ```
+//!
+//! The overlay is always there, because places to mount things on are needed in
+//! any image. Once all is in its place it is made read-only, unless the job may
+//! write. The new root is entered before anything is put into it, so that no link
+//! of an image leads elsewhere.
+
+use crate::system::{About, Fault, c_string, check, make_directory, mount};
+use guest::protocol::{Disk, File, Lower, Root, Share, Spec, Upper};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::path::Path;
+
+/// Of directories of the host: neither devices nor set-user-ID programs.
+const SAFE: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+
+/// What init itself needs, before it knows the job.
+pub fn mount_first() -> Result<(), Fault> {
+    make_directory(Path::new("/dev"))?;
+    mount("devtmpfs", Path::new("/dev"), "devtmpfs", libc::MS_NOSUID, "mode=0755")
+}
+
+/// Makes the root file system and enters it.
+pub fn enter(spec: &Spec) -> Result<(), Fault> {
+    assemble(&spec.root)?;
+    switch(Path::new("/new"))?;
+    mount_kernel_files()?;
+    for path in &spec.scratch {
+        let path = path_of(path);
+        make_directory(path)?;
+        mount("tmpfs", path, "tmpfs", SAFE, "mode=1777")?;
+    }
+    spec.shares.iter().try_for_each(mount_share)?;
+    spec.files.iter().try_for_each(put_file)?;
+    if !spec.root.writable {
+        let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
+        mount("", Path::new("/"), "", flags, "")?;
+    }
+    Ok(())
+}
+
+fn path_of(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+fn text_of(bytes: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(bytes).map_err(|_| Fault("a name that is no text".to_owned()))
+}
+
+fn assemble(root: &Root) -> Result<(), Fault> {
+    let [lower, upper, new] = ["/lower", "/upper", "/new"].map(Path::new);
+    [lower, upper, new].into_iter().try_for_each(make_directory)?;
+    match &root.lower {
+        Lower::Disk(disk) => mount_disk(disk, lower, libc::MS_RDONLY)?,
+        Lower::Share { tag } => mount(text_of(tag)?, lower, "virtiofs", libc::MS_RDONLY, "")?,
+    }
+    let options = match &root.upper {
+        Upper::Memory => {
+            mount("tmpfs", upper, "tmpfs", 0, "mode=0755")?;
+            ",volatile"
+        }
+        Upper::Disk(disk) => {
+            mount_disk(disk, upper, 0)?;
+            ""
+        }
+    };
+    // The names that Singularity gives them on an overlay's image.
+    [upper.join("upper"), upper.join("work")].iter().try_for_each(|p| make_directory(p))?;
+    let data = format!("lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work{options}");
+    mount("overlay", new, "overlay", 0, &data)
+}
+
+fn mount_disk(disk: &Disk, target: &Path, flags: libc::c_ulong) -> Result<(), Fault> {
+    let letter = char::from(b'a'.wrapping_add(disk.number));
+    mount(&format!("/dev/vd{letter}"), target, text_of(&disk.kind)?, flags, "")
+}
+
+/// `switch_root(8)`. What the initramfs holds is this program, which still runs.
+fn switch(new: &Path) -> Result<(), Fault> {
+    std::env::set_current_dir(new).about(new.display())?;
+    mount(".", Path::new("/"), "", libc::MS_MOVE, "")?;
+    let here = c_string(b".").about("chroot")?;
+    // SAFETY: the string ends with NUL.
+    check(unsafe { libc::chroot(here.as_ptr()) }).about("chroot")?;
+    std::env::set_current_dir("/").about("/")
+}
+
+fn mount_kernel_files() -> Result<(), Fault> {
+    let safe = SAFE | libc::MS_NOEXEC;
+    for (kind, path, flags, data) in [
+        ("proc", "/proc", safe, ""),
+        ("sysfs", "/sys", safe, ""),
+        ("devtmpfs", "/dev", libc::MS_NOSUID, "mode=0755"),
+        ("devpts", "/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", SAFE, "mode=1777"),
+        ("mqueue", "/dev/mqueue", safe, ""),
+        ("tmpfs", "/run", SAFE, "mode=0755"),
+    ] {
+        let path = Path::new(path);
+        make_directory(path)?;
+        mount(kind, path, kind, flags, data)?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ] {
+        symlink(target, name).about(name)?;
+    }
+    Ok(())
+}
+
+fn mount_share(share: &Share) -> Result<(), Fault> {
+    let target = path_of(&share.target);
+    if !target.is_dir() {
+        make_directory(target)?;
+    }
+    let readonly = if share.readonly { libc::MS_RDONLY } else { 0 };
+    mount(text_of(&share.tag)?, target, "virtiofs", SAFE | readonly, "")
+}
+
+fn put_file(file: &File) -> Result<(), Fault> {
+    let path = path_of(&file.path);
+    if let Some(parent) = path.parent() {
+        make_directory(parent)?;
+    }
+    if file.append {
+        return append(path, &file.content);
+    }
+    // A link of the image (resolv.conf is one in many) is replaced, not followed.
+    let _ = fs::remove_file(path);
+    let mut options = fs::File::options();
+    let opened = options.write(true).create_new(true).mode(0o644).open(path);
+    opened.and_then(|mut f| f.write_all(&file.content)).about(path.display())
+}
+
+/// Adds a line for a number (the third field) that has none.
+fn append(path: &Path, line: &[u8]) -> Result<(), Fault> {
+    let mut text = fs::read(path).unwrap_or_default();
+    if has_number(&text, line) {
+        return Ok(());
+    }
+    if text.last().is_some_and(|last| *last != b'\n') {
+        text.push(b'\n');
+    }
+    text.extend_from_slice(line);
+    fs::write(path, text).about(path.display())
+}
+
+fn has_number(text: &[u8], line: &[u8]) -> bool {
+    let number = |line: &[u8]| line.split(|b| *b == b':').nth(2).map(<[u8]>::to_vec);
+    let wanted = number(line);
+    wanted.is_some() && text.split(|b| *b == b'\n').any(|line| number(line) == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_added_once() {
+        let text = b"root:x:0:0:root:/root:/bin/sh\nu:x:1000:1000::/:/bin/sh";
+        assert!(has_number(text, b"other:x:1000:7::/:/bin/sh\n"));
+        assert!(!has_number(text, b"other:x:100:7::/:/bin/sh\n"));
+        assert!(!has_number(b"", b"other:x:0:7::/:/bin/sh\n"));
+    }
+}

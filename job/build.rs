@@ -1,0 +1,46 @@
+//! Builds the init of a job's guest: a small static program of crate `guest`,
+//! which becomes part of the runner.
+//!
+//! Cargo runs again for it, in a target directory of its own: it is built for
+//! size and always static, whatever the rest is built for.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const FLAGS: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
+
+fn main() {
+    let variable = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("..");
+    for part in ["guest/src", "guest/Cargo.toml", "Cargo.toml", "job/build.rs"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(part).display());
+    }
+    let target = out.join("guest");
+    let mut cargo = Command::new(variable("CARGO"));
+    cargo
+        .args(["build", "--quiet", "--package", "guest", "--bin", "microvm-init"])
+        // Everything it needs is there: this crate's own build needs it, too.
+        .args(["--profile", "guest", "--target", TARGET, "--frozen"])
+        .arg("--manifest-path")
+        .arg(workspace.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target);
+    // What the outer cargo was told is not for this one: flags of a fuzzer,
+    // wrappers of clippy, profiles.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let kept = ["CARGO", "CARGO_HOME", "RUSTC", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"];
+        let foreign = name.starts_with("CARGO") || name.starts_with("RUST");
+        if foreign && !kept.contains(&name.as_str()) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+    let status = cargo.status().unwrap_or_else(|error| panic!("starting cargo: {error}"));
+    assert!(status.success(), "building the init of a job's guest: {status}");
+    let built = target.join(TARGET).join("guest/microvm-init");
+    println!("cargo::rustc-env=MICROVM_INIT={}", built.display());
+}

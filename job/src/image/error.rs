@@ -1,0 +1,79 @@
+//! Why an image can't be used: one line that names it, what is wrong with it
+//! and, where there is something, what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a function of this module returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an image can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host refused to open, read or write something.
+    #[error("{path}: {text}", path = path.display(), text = plain(source))]
+    Host {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A reference that names no image.
+    #[error("image {text}: {reason}")]
+    Reference {
+        /// What was given.
+        text: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A file, or a part of it, that is not what it should be.
+    #[error("{object}: {reason}")]
+    Malformed {
+        /// The file, or the part.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An image that is in order, but not for us.
+    #[error("{object}: {reason}")]
+    Unsupported {
+        /// The file, or the part.
+        object: String,
+        /// What is not supported, and what to do.
+        reason: String,
+    },
+    /// More than an image may have.
+    #[error("{object}: {what}: more than the {limit} that an image may have")]
+    Limit {
+        /// The file, or the part.
+        object: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much is allowed.
+        limit: u64,
+    },
+}
+
+impl Error {
+    /// For `map_err`: what the host said about this file.
+    pub fn host(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Host { path, source }
+    }
+
+    /// Not what it should be.
+    pub fn malformed(object: impl ToString, reason: impl ToString) -> Self {
+        Self::Malformed { object: object.to_string(), reason: reason.to_string() }
+    }
+
+    /// In order, but not for us.
+    pub fn unsupported(object: impl ToString, reason: impl ToString) -> Self {
+        Self::Unsupported { object: object.to_string(), reason: reason.to_string() }
+    }
+}
+
+/// An error without Rust's `(os error N)`.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(plain, _)| plain.to_owned())
+}

@@ -1,0 +1,112 @@
+//! The init of a job's guest, and the initramfs that it comes in
+//! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::PathBuf;
+
+/// The program, built by `build.rs`.
+const PROGRAM: &[u8] = include_bytes!(env!("MICROVM_INIT"));
+
+/// `S_IFREG`, `S_IFDIR`, `S_IFCHR`.
+const FILE: u32 = 0o100_000;
+const DIRECTORY: u32 = 0o040_000;
+const DEVICE: u32 = 0o020_000;
+
+/// The initramfs as a file that has no name, and the path by which this process
+/// reaches it.
+pub fn initramfs() -> io::Result<(File, PathBuf)> {
+    // SAFETY: the name ends with NUL; the descriptor is nobody else's.
+    let mut file = unsafe {
+        match libc::memfd_create(c"initramfs".as_ptr(), libc::MFD_CLOEXEC) {
+            -1 => return Err(io::Error::last_os_error()),
+            fd => File::from_raw_fd(fd),
+        }
+    };
+    file.write_all(&archive())?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok((file, path.into()))
+}
+
+fn archive() -> Vec<u8> {
+    let mut archive = Vec::with_capacity(PROGRAM.len() + 1024);
+    entry(&mut archive, "dev", DIRECTORY | 0o755, (0, 0), &[]);
+    // Opened for init before there is anything else.
+    entry(&mut archive, "dev/console", DEVICE | 0o600, (5, 1), &[]);
+    entry(&mut archive, "dev/null", DEVICE | 0o666, (1, 3), &[]);
+    entry(&mut archive, "init", FILE | 0o755, (0, 0), PROGRAM);
+    entry(&mut archive, "TRAILER!!!", 0, (0, 0), &[]);
+    archive
+}
+
+/// Adds an entry of the `newc` form: a header of hex numbers, the name, the
+/// content, both filled up to four bytes.
+fn entry(to: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+    let inode = to.len() as u32;
+    let (len, name_len) = (content.len() as u32, name.len() as u32 + 1);
+    let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
+    to.extend_from_slice(b"070701");
+    for number in [inode, mode, 0, 0, links, 0, len, 0, 0, device.0, device.1, name_len, 0] {
+        to.extend_from_slice(format!("{number:08x}").as_bytes());
+    }
+    to.extend_from_slice(name.as_bytes());
+    to.push(0);
+    pad(to);
+    to.extend_from_slice(content);
+    pad(to);
+}
+
+fn pad(to: &mut Vec<u8>) {
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    #[test]
+    fn the_archive_is_one_that_cpio_reads() {
+        let (mut file, path) = initramfs().unwrap();
+        assert_eq!(std::fs::metadata(path).unwrap().len() % 4, 0);
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        let mut at = 0;
+        let mut names = Vec::new();
+        loop {
+            let field = |n: usize| {
+                let text = &bytes[at + 6 + 8 * n..at + 14 + 8 * n];
+                u32::from_str_radix(std::str::from_utf8(text).unwrap(), 16).unwrap() as usize
+            };
+            assert_eq!(&bytes[at..at + 6], b"070701");
+            let (size, name_len) = (field(6), field(11));
+            let name = at + 110;
+            names.push(String::from_utf8(bytes[name..name + name_len - 1].to_vec()).unwrap());
+            let content = (name + name_len).next_multiple_of(4);
+            if names.last().unwrap() == "init" {
+                assert_eq!(&bytes[content..content + size], PROGRAM);
+            }
+            at = (content + size).next_multiple_of(4);
+            if names.last().unwrap() == "TRAILER!!!" {
+                break;
+            }
+        }
+        assert_eq!(at, bytes.len());
+        assert_eq!(names, ["dev", "dev/console", "dev/null", "init", "TRAILER!!!"]);
+    }
+
+    #[test]
+    fn the_program_is_small_and_needs_nothing_else() {
+        assert!(PROGRAM.len() < 1300 << 10, "{} bytes", PROGRAM.len());
+        // An ELF executable (type 2) without an interpreter (PT_INTERP, 3).
+        assert_eq!(&PROGRAM[..4], b"\x7fELF");
+        assert_eq!(PROGRAM[16], 2);
+        let number = |at: usize, len: usize| {
+            PROGRAM[at..at + len].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b))
+        };
+        let (offset, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+        assert!((0..count).all(|i| number(offset + i * size, 4) != 3));
+    }
+}

@@ -1,0 +1,236 @@
+//! From what the user asks for and who that is to a machine and to what its init
+//! is told.
+//!
+//! ```text
+//!  Options ─┐                    ┌─► Config (vmm): disks, shares, size
+//!  Caller ──┼─► image, kernel ───┤
+//!  limits ──┘                    └─► Spec (guest): root, mounts, identity, program
+//! ```
+
+use crate::caller::Caller;
+use crate::image::{FileSystem, Kind, probe};
+use crate::options::Options;
+use crate::shares::{self, Shared};
+use crate::source::{RunConfig, Source};
+use crate::{Error, kernel, size};
+use guest::protocol::{Disk, File, Lower, Root, Share, Spec, Streams, Upper, Window};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use vmm::config::{self, Config, Serial, Size};
+
+/// Where programs are in most images, for those that do not say.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a job keeps of the caller's environment with `--cleanenv`.
+const KEPT: [&str; 5] = ["HOME", "LANG", "LOGNAME", "TERM", "USER"];
+/// What would make the programs of an image load or find things of the host's.
+const DROPPED: [&str; 3] = ["LD_LIBRARY_PATH", "LD_PRELOAD", "PATH"];
+/// The tag of the root file system's share.
+const ROOT_TAG: &str = "root";
+/// The largest time zone that is taken along.
+const MAX_ZONE: u64 = 64 << 10;
+
+/// What is run.
+#[derive(Debug)]
+pub struct Plan {
+    /// The machine, but for its initramfs.
+    pub config: Config,
+    /// What its init is told.
+    pub spec: Spec,
+}
+
+impl Plan {
+    /// Opens what is named and puts all together.
+    pub fn new(options: Options, caller: &Caller, terminal: Option<Window>) -> Result<Self, Error> {
+        let (source, run) = Source::open(&options.image)?;
+        let (shares, scratch) = shares::choose(&options, caller, &source)?;
+        let (cpus, memory) = size::of_caller();
+        let mut config = Config::new(kernel::find(options.kernel.clone())?);
+        config.cpus = options.cpus.unwrap_or(cpus);
+        config.memory = Size(options.memory.unwrap_or(memory));
+        (config.serial, config.cmdline) = match &options.kernel_log {
+            Some(path) => (Some(Serial::File(path.clone())), String::new()),
+            None => (Some(Serial::Off), "quiet loglevel=0".to_owned()),
+        };
+        let root = root(&mut config, &source, &options)?;
+        config.shares.extend(shares.iter().enumerate().map(|(number, share)| config::Share {
+            tag: tag(number),
+            path: share.source.clone(),
+            readonly: share.readonly,
+        }));
+        let arguments = program(&options, &run)?;
+        let (directory, directory_required) = directory(&options, &run, caller)?;
+        let spec = Spec {
+            root,
+            shares: shares.iter().enumerate().map(share).collect(),
+            scratch: scratch.iter().map(|path| bytes(path)).collect(),
+            files: files(caller, &source),
+            hostname: caller.hostname.clone(),
+            network: None,
+            identity: caller.identity.clone(),
+            arguments,
+            environment: environment(&options, &run, caller, &source)?,
+            directory: bytes(&directory),
+            directory_required,
+            streams: Streams {
+                terminal,
+                closed: caller.closed,
+                merged: caller.merged,
+                rewinds: caller.rewinds,
+            },
+        };
+        Ok(Self { config, spec })
+    }
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+fn tag(number: usize) -> String {
+    format!("share{number}")
+}
+
+fn share((number, share): (usize, &Shared)) -> Share {
+    Share { tag: tag(number).into_bytes(), target: bytes(&share.target), readonly: share.readonly }
+}
+
+/// The image's disk or share, and the overlay's.
+fn root(config: &mut Config, source: &Source, options: &Options) -> Result<Root, Error> {
+    let lower = match source {
+        Source::Host => share_root(config, Path::new("/")),
+        Source::Directory(path) => share_root(config, path),
+        Source::Disk { path, offset, size, kind } => Lower::Disk(add_disk(
+            config,
+            config::Disk {
+                path: path.clone(),
+                readonly: true,
+                offset: Size(*offset),
+                size: size.map(Size),
+                ..config::Disk::default()
+            },
+            *kind,
+        )),
+    };
+    let upper = match &options.overlay {
+        None => Upper::Memory,
+        Some(path) => {
+            let refused = |reason| Error::Overlay { path: path.clone(), reason };
+            match probe(path)?.kind {
+                Kind::FileSystem(FileSystem::Ext4, _) => {}
+                _ => return Err(refused("must be an ext4 image: mkfs.ext4 FILE makes one")),
+            }
+            let disk = config::Disk { path: path.clone(), ..config::Disk::default() };
+            Upper::Disk(add_disk(config, disk, FileSystem::Ext4))
+        }
+    };
+    let writable = options.writable_tmpfs || options.overlay.is_some() || *source == Source::Host;
+    Ok(Root { lower, upper, writable })
+}
+
+fn share_root(config: &mut Config, path: &Path) -> Lower {
+    let (tag, path) = (ROOT_TAG.to_owned(), path.to_owned());
+    config.shares.push(config::Share { tag, path, readonly: true });
+    Lower::Share { tag: ROOT_TAG.into() }
+}
+
+fn add_disk(config: &mut Config, disk: config::Disk, kind: FileSystem) -> Disk {
+    let number = config.disks.len() as u8;
+    config.disks.push(disk);
+    Disk { number, kind: kind.name().into() }
+}
+
+/// The program and its arguments.
+fn program(options: &Options, run: &RunConfig) -> Result<Vec<Vec<u8>>, Error> {
+    let words = |words: &[String]| words.iter().map(|w| w.clone().into_bytes()).collect();
+    let mut all: Vec<Vec<u8>> = words(&run.entrypoint);
+    match options.arguments.is_empty() {
+        true => all.extend::<Vec<_>>(words(&run.command)),
+        false => all.extend(options.arguments.iter().map(|word| word.clone().into_vec())),
+    }
+    if all.is_empty() { Err(Error::NoProgram) } else { Ok(all) }
+}
+
+/// Where the job starts, and whether it has to.
+fn directory(
+    options: &Options,
+    run: &RunConfig,
+    caller: &Caller,
+) -> Result<(PathBuf, bool), Error> {
+    if let Some(pwd) = &options.pwd {
+        return match pwd.is_absolute() {
+            true => Ok((pwd.clone(), true)),
+            false => Err(Error::Pwd(pwd.clone())),
+        };
+    }
+    if options.contain {
+        return Ok((run.directory.clone().unwrap_or_else(|| "/".into()), false));
+    }
+    let directory = run.directory.clone().or_else(|| caller.directory.clone());
+    Ok((directory.unwrap_or_else(|| "/".into()), false))
+}
+
+/// The caller's variables, the image's, and what was given: the last counts.
+fn environment(
+    options: &Options,
+    run: &RunConfig,
+    caller: &Caller,
+    source: &Source,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let mut all: Vec<(OsString, OsString)> = Vec::new();
+    let mut set = |name: &OsStr, value: &OsStr| match all.iter_mut().find(|(n, _)| n == name) {
+        Some((_, old)) => *old = value.to_owned(),
+        None => all.push((name.to_owned(), value.to_owned())),
+    };
+    let host = *source == Source::Host;
+    if !host {
+        set("PATH".as_ref(), PATH.as_ref());
+    }
+    for (name, value) in &caller.environment {
+        let kept = match options.clean_env {
+            true => KEPT.iter().any(|kept| name == kept) || host && name == "PATH",
+            false => host || !DROPPED.iter().any(|dropped| name == dropped),
+        };
+        if kept {
+            set(name, value);
+        }
+    }
+    for entry in &run.environment {
+        if let Some((name, value)) = entry.split_once('=') {
+            set(name.as_ref(), value.as_ref());
+        }
+    }
+    for entry in &options.env {
+        match entry.split_once('=') {
+            Some((name, value)) if !name.is_empty() => set(name.as_ref(), value.as_ref()),
+            _ => {
+                let found = caller.environment.iter().find(|(name, _)| name == entry.as_str());
+                let (name, value) = found.ok_or_else(|| Error::Env(entry.clone()))?;
+                set(name, value);
+            }
+        }
+    }
+    let joined =
+        |(name, value): (OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
+    Ok(all.into_iter().map(joined).collect())
+}
+
+/// What the image can't know of this host and this user.
+fn files(caller: &Caller, source: &Source) -> Vec<File> {
+    if *source == Source::Host {
+        return Vec::new();
+    }
+    let [passwd, group] = caller.lines.clone();
+    let file = |path: &str, content, append| File { path: path.into(), content, append };
+    let mut files = vec![file("/etc/passwd", passwd, true), file("/etc/group", group, true)];
+    let zone = Path::new("/etc/localtime");
+    let small = std::fs::metadata(zone).is_ok_and(|m| m.is_file() && m.len() <= MAX_ZONE);
+    if let Some(content) = small.then(|| std::fs::read(zone).ok()).flatten() {
+        files.push(file("/etc/localtime", content, false));
+    }
+    files
+}
+
+#[cfg(test)]
+#[path = "plan_test.rs"]
+mod tests;

@@ -1,0 +1,139 @@
+//! Plans, without a machine.
+
+use super::*;
+use std::fs;
+
+/// A file that looks like an erofs image.
+fn image(directory: &Path, name: &str) -> PathBuf {
+    let mut bytes = vec![0; 8192];
+    bytes[1024..1028].copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
+    (bytes[1036], bytes[1060]) = (12, 1);
+    let path = directory.join(name);
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn caller() -> Caller {
+    let mut caller = Caller::this().unwrap();
+    caller.environment = [("A", "1"), ("PATH", "/mine"), ("HOME", "/h"), ("LD_PRELOAD", "x")]
+        .map(|(name, value)| (name.into(), value.into()))
+        .to_vec();
+    (caller.home, caller.directory) = (None, Some("/usr".into()));
+    caller
+}
+
+fn options(image: impl AsRef<OsStr>, words: &[&str]) -> Options {
+    Options {
+        image: image.as_ref().to_owned(),
+        arguments: words.iter().map(OsString::from).collect(),
+        kernel: Some("/kernel".into()),
+        cpus: Some(1),
+        memory: Some(256 << 20),
+        ..Options::default()
+    }
+}
+
+fn texts(all: &[Vec<u8>]) -> Vec<String> {
+    all.iter().map(|bytes| String::from_utf8(bytes.clone()).unwrap()).collect()
+}
+
+#[test]
+fn an_image_is_a_read_only_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), "app.img");
+    let plan = Plan::new(options(&path, &["echo", "a b"]), &caller(), None).unwrap();
+    assert!(plan.config.disks[0].readonly && plan.config.disks[0].path == path);
+    let disk = Disk { number: 0, kind: b"erofs".to_vec() };
+    assert_eq!(plan.spec.root.lower, Lower::Disk(disk));
+    assert!(!plan.spec.root.writable);
+    assert_eq!(texts(&plan.spec.arguments), ["echo", "a b"]);
+    assert_eq!(plan.config.shares.len(), plan.spec.shares.len());
+    plan.config.validate().unwrap();
+}
+
+#[test]
+fn a_directory_is_a_read_only_share() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = Plan::new(options(dir.path(), &["x"]), &caller(), None).unwrap();
+    assert!(plan.config.disks.is_empty());
+    let root = &plan.config.shares[0];
+    assert_eq!((root.tag.as_str(), root.readonly), (ROOT_TAG, true));
+    assert_eq!(plan.config.shares.len(), plan.spec.shares.len() + 1);
+    plan.config.validate().unwrap();
+}
+
+#[test]
+fn the_host_may_be_changed_in_memory() {
+    let plan = Plan::new(options("host", &["x"]), &caller(), None).unwrap();
+    assert!(plan.spec.root.writable && plan.config.shares[0].readonly);
+    assert!(plan.spec.files.is_empty());
+    assert!(texts(&plan.spec.environment).contains(&"PATH=/mine".to_owned()));
+}
+
+#[test]
+fn an_overlay_is_an_ext4_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), "app.img");
+    let mut wanted = options(&path, &["x"]);
+    wanted.overlay = Some(path.clone());
+    let refused = Plan::new(wanted.clone(), &caller(), None).unwrap_err();
+    assert!(matches!(refused, Error::Overlay { .. }), "{refused}");
+    let mut ext4 = vec![0; 16384];
+    (ext4[1028], ext4[1048], ext4[1080], ext4[1081]) = (4, 2, 0x53, 0xef);
+    let overlay = dir.path().join("over.img");
+    fs::write(&overlay, ext4).unwrap();
+    wanted.overlay = Some(overlay);
+    let plan = Plan::new(wanted, &caller(), None).unwrap();
+    assert!(plan.spec.root.writable && !plan.config.disks[1].readonly);
+    assert!(matches!(&plan.spec.root.upper, Upper::Disk(disk) if disk.number == 1));
+}
+
+#[test]
+fn the_environment_is_the_callers_less_what_is_the_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wanted = options(dir.path(), &["x"]);
+    wanted.env = vec!["B=2=3".into(), "A=4".into()];
+    let plan = Plan::new(wanted.clone(), &caller(), None).unwrap();
+    let all = texts(&plan.spec.environment);
+    let path = format!("PATH={PATH}");
+    assert_eq!(all, [path.as_str(), "A=4", "HOME=/h", "B=2=3"]);
+    wanted.clean_env = true;
+    wanted.env.clear();
+    let plan = Plan::new(wanted.clone(), &caller(), None).unwrap();
+    assert_eq!(texts(&plan.spec.environment), [path.as_str(), "HOME=/h"]);
+    wanted.env = vec!["A".into()];
+    let plan = Plan::new(wanted.clone(), &caller(), None).unwrap();
+    assert!(texts(&plan.spec.environment).contains(&"A=1".to_owned()));
+    for wrong in ["", "=1", "NONE"] {
+        wanted.env = vec![wrong.into()];
+        let refused = Plan::new(wanted.clone(), &caller(), None).unwrap_err();
+        assert!(matches!(refused, Error::Env(_)), "{refused}");
+    }
+}
+
+#[test]
+fn arguments_follow_the_entrypoint_and_replace_the_command() {
+    let run = RunConfig {
+        entrypoint: vec!["/app".into()],
+        command: vec!["--help".into()],
+        ..RunConfig::default()
+    };
+    let of = |words: &[&str]| texts(&program(&options("x", words), &run).unwrap());
+    assert_eq!(of(&[]), ["/app", "--help"]);
+    assert_eq!(of(&["a", "b"]), ["/app", "a", "b"]);
+    let none = program(&options("x", &[]), &RunConfig::default());
+    assert!(matches!(none, Err(Error::NoProgram)));
+}
+
+#[test]
+fn where_a_job_starts() {
+    let of = |options: &Options| directory(options, &RunConfig::default(), &caller()).unwrap();
+    let mut wanted = options("x", &[]);
+    assert_eq!(of(&wanted), ("/usr".into(), false));
+    wanted.contain = true;
+    assert_eq!(of(&wanted), ("/".into(), false));
+    wanted.pwd = Some("/data".into());
+    assert_eq!(of(&wanted), ("/data".into(), true));
+    wanted.pwd = Some("data".into());
+    assert!(directory(&wanted, &RunConfig::default(), &caller()).is_err());
+}

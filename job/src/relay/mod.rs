@@ -1,0 +1,180 @@
+//! Between the runner's own streams and signals and the init of its guest: threads
+//! of the runner, each under a system call filter.
+//!
+//! ```text
+//!  stdin  ─► input thread   ─► socket ─┐
+//!  stdout ◄─ output thread  ◄─ socket ─┤ vsock device (event loop) ◄─► init
+//!  stderr ◄─ output thread  ◄─ socket ─┤
+//!  signals ► control thread ◄► socket ─┘
+//! ```
+
+mod control;
+pub mod signals;
+mod streams;
+
+use crate::Error;
+use control::Control;
+use devices::backend::prepared::Prepared;
+use guest::protocol::{Failure, How, Spec, Streams, Usage, port};
+use signals::Signals;
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use vmm::ending::Ending;
+use vmm::sandbox;
+use vmm_sys_util::eventfd::EventFd;
+
+/// What has become of the job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// It ended, and took so much of its input.
+    Ended {
+        /// How.
+        how: How,
+        /// What it used.
+        usage: Usage,
+        /// Bytes of standard input that it read.
+        input: u64,
+    },
+    /// There was none.
+    Failed(Failure, String),
+    /// The runner got this signal when there was no job for it.
+    Killed(u8),
+    /// The guest does not keep to the protocol.
+    Wrong(String),
+}
+
+/// What the threads share with whoever runs the machine.
+#[derive(Clone)]
+pub struct Shared {
+    ending: Ending,
+    report: Arc<Mutex<Option<Report>>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Option<Report>> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first report counts, but a signal after the job's end counts more.
+    fn report(&self, report: Report) {
+        let mut slot = self.lock();
+        if slot.is_none() || matches!(report, Report::Killed(_)) {
+            *slot = Some(report);
+        }
+    }
+}
+
+/// The threads.
+pub struct Relay {
+    shared: Shared,
+    control: JoinHandle<()>,
+    outputs: Vec<(&'static str, JoinHandle<io::Result<()>>)>,
+}
+
+/// What the job has said and done.
+pub struct Finished {
+    /// What became of it.
+    pub report: Option<Report>,
+    /// Output that was lost.
+    pub lost: Option<Error>,
+}
+
+impl Relay {
+    /// Starts the threads. Returns the guest's ends of their sockets, too.
+    pub fn start(spec: Spec, signals: Signals, ending: Ending) -> Result<(Self, Prepared), Error> {
+        let shared = Shared { ending, report: Arc::default() };
+        let mut ports = Vec::new();
+        let mut socket = |port| -> Result<UnixStream, Error> {
+            let (ours, theirs) = UnixStream::pair().map_err(Error::host("socket"))?;
+            ports.push((port, theirs));
+            Ok(ours)
+        };
+        let conversation = socket(port::CONTROL)?;
+        conversation.set_nonblocking(true).map_err(Error::host("socket"))?;
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = Arc::new(null.map_err(Error::host("/dev/null"))?);
+        let drained = EventFd::new(libc::EFD_NONBLOCK).map_err(Error::host("eventfd"))?;
+
+        let (begin, wait) = sync_channel(1);
+        let streams = &spec.streams;
+        if streams.terminal.is_some() || !streams.closed[0] {
+            let (raw, to) = (streams.terminal.is_some(), socket(port::STDIN)?);
+            spawn("input", input(to, raw, wait, null.clone()))?;
+        }
+        let mut outputs = Vec::new();
+        for (fd, port, name) in wanted(streams) {
+            let (from, null) = (socket(port)?, null.clone());
+            let drained = drained.try_clone().map_err(Error::host("eventfd"))?;
+            let thread = spawn(name, move || {
+                let result = streams::output(from, fd, &null);
+                // It can fail only when it is full, and then it is readable.
+                let _ = drained.write(1);
+                result
+            })?;
+            outputs.push((name, thread));
+        }
+        let counted = (drained, outputs.len() as u64);
+        let control = Control::new(conversation, signals, shared.clone(), counted, begin, spec);
+        let control = spawn("control", move || control.run())?;
+        let prepared = Prepared::new(ports).map_err(Error::host("socket"))?;
+        Ok((Self { shared, control, outputs }, prepared))
+    }
+
+    /// Waits until all that came of the guest is written. The machine has ended, and
+    /// with it the guest's ends of the sockets.
+    pub fn finish(self) -> Finished {
+        let mut lost = None;
+        for (stream, thread) in self.outputs {
+            // A thread that panics ends this process.
+            if let Ok(Err(source)) = thread.join() {
+                lost.get_or_insert(Error::Output { stream, source });
+            }
+        }
+        let _ = self.control.join();
+        Finished { report: self.shared.lock().take(), lost }
+    }
+}
+
+/// Which outputs there are.
+fn wanted(streams: &Streams) -> Vec<(RawFd, u32, &'static str)> {
+    let terminal = streams.terminal.is_some();
+    let output = terminal || !streams.closed[1];
+    let error = !terminal && !streams.closed[2] && !streams.merged;
+    let all = [
+        (output, (libc::STDOUT_FILENO, port::STDOUT, "output")),
+        (error, (libc::STDERR_FILENO, port::STDERR, "error")),
+    ];
+    all.into_iter().filter(|(there, _)| *there).map(|(_, one)| one).collect()
+}
+
+/// Input is read only once there is a job for it: of one that can't be started,
+/// others may want it.
+fn input(
+    to: UnixStream,
+    raw: bool,
+    wait: Receiver<()>,
+    null: Arc<File>,
+) -> impl FnOnce() + Send + 'static {
+    move || {
+        if wait.recv().is_ok() {
+            streams::input(to, raw, &null);
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Error> {
+    let filter = sandbox::relay();
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        filter.install().expect("the filters of other threads can be installed");
+        body()
+    });
+    thread.map_err(Error::host("thread"))
+}

@@ -1,0 +1,144 @@
+//! `microvm run`: options in, a job out.
+
+use clap::Args;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use vmm::config::Size;
+
+const EXAMPLES: &str = "\
+Examples:
+  microvm run ./app.img python3 train.py
+      Runs a program of an image, with this directory, $HOME and /tmp.
+  microvm run host make -j8
+      Runs a program of this host; what it changes outside of $HOME, /tmp and
+      this directory is gone afterwards.
+  cat data | microvm run --contain --bind data:/data:ro ./image sort | head
+      Shares nothing but one directory. Pipes are as they are without it.
+  mpirun -np 2 microvm run ./app.img arg1 arg2
+      A virtual machine for each rank.
+
+Images:
+  a directory; a file or block device with ext4, squashfs or erofs; or host,
+  which is the root of this host. A directory called host is ./host.
+
+Exit status:
+  The job's own; and a job that a signal has ended ends microvm by the same.
+  125      microvm or the guest failed, which standard error tells
+  126      the program can't be executed
+  127      there is no such program
+";
+
+/// Run a job in a virtual machine of its own
+///
+/// The job is the same user with the same groups, limits, umask and files. Its
+/// input, output, signals and exit status are microvm's own.
+#[derive(Debug, Args)]
+#[command(
+    verbatim_doc_comment,
+    next_line_help = true,
+    after_long_help = EXAMPLES,
+    after_help = "microvm run --help tells more: examples, images and exit statuses."
+)]
+pub struct RunArgs {
+    /// Where the job's root file system comes from
+    pub image: OsString,
+
+    /// The program and its arguments; those alone, if the image has a program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
+
+    /// Guest kernel
+    ///
+    /// Else it is $MICROVM_KERNEL or the first that is there of
+    ///   ~/.local/share/microvm/vmlinux
+    ///   /usr/local/lib/microvm/vmlinux
+    ///   /usr/lib/microvm/vmlinux
+    #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The machine")]
+    pub kernel: Option<PathBuf>,
+
+    /// Number of vCPUs, 1 to 32
+    ///
+    /// Else as many processors as the scheduler's mask, cgroups and Slurm allow.
+    #[arg(verbatim_doc_comment, long, value_name = "N", help_heading = "The machine")]
+    pub cpus: Option<u32>,
+
+    /// Guest memory, like 512M or 2G
+    ///
+    /// Else what cgroups and Slurm allow; without a limit half of this host's
+    /// memory, but at most 4G. The host gives it as the guest touches it.
+    #[arg(verbatim_doc_comment, long, value_name = "SIZE", help_heading = "The machine")]
+    pub memory: Option<Size>,
+
+    /// Append what the guest's kernel says to a file
+    #[arg(long, value_name = "PATH", help_heading = "The machine")]
+    pub kernel_log: Option<PathBuf>,
+
+    /// Set a variable, or keep the caller's; may be given more than once
+    #[arg(long, value_name = "NAME[=VALUE]", help_heading = "The job")]
+    pub env: Vec<String>,
+
+    /// Keep none of the caller's variables but HOME, LANG, LOGNAME, TERM and USER
+    #[arg(long, help_heading = "The job")]
+    pub cleanenv: bool,
+
+    /// Working directory [default: the same as outside]
+    #[arg(long, visible_alias = "cwd", value_name = "PATH", help_heading = "The job")]
+    pub pwd: Option<PathBuf>,
+
+    /// Give the job a terminal [default: if input and output are one]
+    #[arg(short = 't', long, overrides_with = "no_tty", help_heading = "The job")]
+    pub tty: bool,
+
+    /// Give the job no terminal
+    #[arg(long, help_heading = "The job")]
+    pub no_tty: bool,
+
+    /// Share a directory of this host; may be given more than once
+    #[arg(short = 'B', long = "bind", value_name = "SOURCE[:TARGET[:ro]]", help_heading = "Files")]
+    pub binds: Vec<job::Bind>,
+
+    /// Do not share the home directory
+    #[arg(long, help_heading = "Files")]
+    pub no_home: bool,
+
+    /// Share nothing but what --bind says
+    ///
+    /// Without it the job has $HOME, the working directory, /tmp and /var/tmp.
+    #[arg(short = 'c', long, verbatim_doc_comment, help_heading = "Files")]
+    pub contain: bool,
+
+    /// Let the job change the root file system, in memory
+    #[arg(long, help_heading = "Files")]
+    pub writable_tmpfs: bool,
+
+    /// Let the job change the root file system, in an ext4 image
+    #[arg(short = 'o', long, value_name = "PATH", help_heading = "Files")]
+    pub overlay: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// The job that these options ask for.
+    pub fn into_options(self) -> job::Options {
+        job::Options {
+            image: self.image,
+            arguments: self.arguments,
+            kernel: self.kernel,
+            cpus: self.cpus,
+            memory: self.memory.map(|size| size.0),
+            env: self.env,
+            clean_env: self.cleanenv,
+            pwd: self.pwd,
+            binds: self.binds,
+            no_home: self.no_home,
+            contain: self.contain,
+            writable_tmpfs: self.writable_tmpfs,
+            overlay: self.overlay,
+            terminal: match (self.tty, self.no_tty) {
+                (true, _) => Some(true),
+                (false, true) => Some(false),
+                (false, false) => None,
+            },
+            kernel_log: self.kernel_log,
+        }
+    }
+}
