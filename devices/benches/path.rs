@@ -14,7 +14,7 @@ use criterion::{Criterion, Throughput};
 use devices::backend::disk::{Disk, RawDisk, RawOptions};
 use devices::virtio::SharedVirtio;
 use devices::virtio::block::{Block, Options};
-use devices::virtio::net::{Net, NetBackend};
+use devices::virtio::net::{self, Net, NetBackend};
 use devices::virtio::queue::{Chain, IoVecs, Vq};
 use devices::virtio::testing::driver::Driver;
 use devices::virtio::testing::{Bench, NEXT, Rings, WRITE, put, ram};
@@ -43,10 +43,10 @@ const WAYS: [Way; 9] = [
     Way { name: "block, 8 reads from nowhere", requests: 8, make: |n| block(nowhere(), 0, n) },
     Way { name: "block, read 4 KiB from memory", requests: 1, make: |n| block(memory(), 0, n) },
     Way { name: "block, write 4 KiB to memory", requests: 1, make: |n| block(memory(), 1, n) },
-    Way { name: "net, frame out", requests: 1, make: |n| net(1, n) },
-    Way { name: "net, 8 frames out", requests: 8, make: |n| net(1, n) },
-    Way { name: "net, frame in", requests: 1, make: |n| net(0, n) },
-    Way { name: "net, 8 frames in", requests: 8, make: |n| net(0, n) },
+    Way { name: "net, frame out", requests: 1, make: |n| card(1, n) },
+    Way { name: "net, 8 frames out", requests: 8, make: |n| card(1, n) },
+    Way { name: "net, frame in", requests: 1, make: |n| card(0, n) },
+    Way { name: "net, 8 frames in", requests: 8, make: |n| card(0, n) },
 ];
 
 fn main() {
@@ -179,8 +179,10 @@ impl Disk for Nowhere {
     }
 }
 
-fn net(queue: usize, requests: u16) -> Box<dyn FnMut()> {
-    let net = shared(Net::new([2, 0, 0, 0, 0, 1], None, Box::new(Wire { left: 0, requests })));
+fn card(queue: usize, requests: u16) -> Box<dyn FnMut()> {
+    let options = net::Options { mac: [2, 0, 0, 0, 0, 1], ..Default::default() };
+    let net = Net::new(options, vec![Box::new(Wire { left: 0, requests })]);
+    let net = shared(net.expect("without vhost"));
     match queue {
         0 => driver(net, queue, &[], &[(DATA, 4096)], requests),
         _ => driver(net, queue, &[(HEADER, 12), (DATA, 100)], &[], requests),

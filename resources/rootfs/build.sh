@@ -61,7 +61,7 @@ add_init() {
 	need gcc libc6-dev
 	gcc -O2 -ffreestanding -fno-stack-protector -fcf-protection=none \
 		-fno-asynchronous-unwind-tables -fno-pie -no-pie -nostdlib -static -s \
-		-Wl,-n,-z,noseparate-code,--build-id=none -o "$tree/sbin/bench-io" "$here/bench-io.c"
+		-Wl,--build-id=none -o "$tree/sbin/bench-io" "$here/bench-io.c"
 }
 
 # tiny_tree TREE

@@ -69,7 +69,10 @@ impl IoArguments {
             let more: Vec<_> = subjects.iter().filter_map(Subject::on_pci).collect();
             subjects.extend(more);
         }
-        let bench = Bench { kit: &kit, scratch: &directory, disk: &disk };
+        // A copy: a build meanwhile would take this program away.
+        let own = directory.join("io-host");
+        fs::copy(std::env::current_exe().context("finding this program")?, &own)?;
+        let bench = Bench { kit: &kit, scratch: &directory, disk: &disk, own: &own };
         let all: Vec<Figures> =
             subjects.iter().map(|subject| bench.measure(subject, self.count)).collect();
         print!("{}", io_report::table(&all));
@@ -85,6 +88,8 @@ struct Bench<'a> {
     kit: &'a Kit,
     scratch: &'a Path,
     disk: &'a Path,
+    /// This program.
+    own: &'a Path,
 }
 
 impl Bench<'_> {
@@ -108,8 +113,7 @@ impl Bench<'_> {
         let Invocation { command: monitor, mut files } =
             subject.invocation(&guest, self.scratch)?;
         files.push(subject.program.clone());
-        let own = std::env::current_exe().context("finding this program")?;
-        let mut command = vec![own.into_os_string()];
+        let mut command = vec![self.own.as_os_str().to_owned()];
         command.extend(["bench", "io-host", "--uds", UDS, "--"].map(OsString::from));
         command.extend(monitor);
         let limit = Some(Duration::from_secs(1200));
