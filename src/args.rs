@@ -19,6 +19,9 @@ const EXAMPLES: &str = "\
 Examples:
   microvm --kernel vmlinux --rootfs debian.img
       Boots Linux from an image, with the console on this terminal.
+  microvm --kernel vmlinux --rootfs debian.img \\
+          --net user,hostfwd=tcp::2222-:22
+      A network without root: ssh -p 2222 localhost reaches the guest.
   microvm --kernel vmlinux --rootfs base.img,readonly=on --disk data.img \\
           --net tap=vmtap0 --cpus 4 --memory 2G
       A read-only root, a second disk, a network card.
@@ -152,25 +155,43 @@ pub struct Args {
     )]
     disks: Vec<Disk>,
 
-    /// A network card on a TAP interface; may be given more than once
+    /// A network card; may be given more than once
     ///
-    ///   mac=ADDRESS         [default: derived from the interface's name]
+    /// tap=NAME connects it to a TAP interface of the host. user needs neither
+    /// an interface nor root: what the guest sends leaves the host as your own
+    /// connections do. The guest finds its address by DHCP: 10.0.2.15, its
+    /// gateway 10.0.2.2, and its name server, which asks the host's, 10.0.2.3.
+    ///   mac=ADDRESS         [default: derived from the interface's name, or
+    ///                       the card's number]
+    ///   rate=SIZE[:BURST], ops=N[:BURST]
+    ///                       bytes and frames in a second, and at once after
+    ///                       a rest, in each direction [default: no limit]
+    /// With user:
+    ///   hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT
+    ///                       what comes to that address and port of the host
+    ///                       goes to that port of the guest; as often as
+    ///                       wanted [default address: 127.0.0.1]
+    ///   host-loopback=on|off
+    ///                       the guest reaches what listens on the host's
+    ///                       127.0.0.1 as its gateway [default: off]
+    ///   backend=auto|passt|internal
+    ///                       who moves the frames; auto is passt where it is
+    ///                       installed and works, else microvm itself, for
+    ///                       IPv4 only [default: auto]
+    /// With tap=:
     ///   mtu=N               the guest's largest packet and the interface's,
     ///                       which is set where microvm may
     ///                       [default: the interface's own]
     ///   queues=N            1 to 16 pairs of queues [default: one for each
     ///                       vCPU, at most 8, if the interface was made with
     ///                       multi_queue, else one]
-    ///   rate=SIZE[:BURST], ops=N[:BURST]
-    ///                       bytes and frames in a second, and at once after
-    ///                       a rest, in each direction [default: no limit]
     ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
     ///                       but a guest then speaks to the kernel itself;
     ///                       auto where it can [default: off]
     #[arg(
         verbatim_doc_comment,
         long = "net",
-        value_name = "tap=NAME[,FIELD=VALUE]…",
+        value_name = "user|tap=NAME[,FIELD=VALUE]…",
         help_heading = "The machine"
     )]
     nets: Vec<Net>,
@@ -489,9 +510,13 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for help in [Args::command().render_help(), Args::command().render_long_help()] {
-            for line in help.to_string().lines() {
-                assert!(line.chars().count() <= 80, "{line}");
+        let mut all = vec![Args::command()];
+        all.extend(Args::command().get_subcommands().cloned());
+        for command in &mut all {
+            for help in [command.render_help(), command.render_long_help()] {
+                for line in help.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{line}");
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
-use job::Outcome;
+use job::{Job, Outcome};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -109,7 +109,10 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 /// Ends as the job does.
 fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     logger::install(level.into());
-    match job::run(wanted.into_options())? {
+    let mut bar = image_commands::Bar::default();
+    let job = Job::prepare(wanted.into_options(), &mut bar)?;
+    drop(bar);
+    match job.run()? {
         Outcome::Exited(status) => Ok(status),
         Outcome::Signalled(signal) => {
             job::die_by(signal);

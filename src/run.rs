@@ -18,8 +18,10 @@ Examples:
       A virtual machine for each rank.
 
 Images:
-  a directory; a file or block device with ext4, squashfs or erofs; or host,
-  which is the root of this host. A directory called host is ./host.
+  a directory; a file or block device with ext4, squashfs or erofs; a SIF; what
+  microvm build makes; oci:DIRECTORY[:TAG], oci-archive:FILE[:TAG] or
+  docker-archive:FILE, which are put together in the cache; or host, the root
+  of this host. A directory called host is ./host.
 
 Exit status:
   The job's own; and a job that a signal has ended ends microvm by the same.
@@ -72,6 +74,21 @@ pub struct RunArgs {
     /// Append what the guest's kernel says to a file
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
+
+    /// If this host lacks something that isolates: best, report or strict
+    ///
+    /// The monitor gives up system calls, files, connections, privileges and
+    /// capabilities that it does not need. best takes what there is, report tells
+    /// it on standard error, and strict runs nothing without all.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "LEVEL",
+        default_value = "best",
+        hide_default_value = true,
+        help_heading = "The machine"
+    )]
+    pub isolation: job::Isolation,
 
     /// Set a variable, or keep the caller's; may be given more than once
     #[arg(long, value_name = "NAME[=VALUE]", help_heading = "The job")]
@@ -138,6 +155,7 @@ impl RunArgs {
                 (false, true) => Some(false),
                 (false, false) => None,
             },
+            isolation: self.isolation,
             kernel_log: self.kernel_log,
         }
     }

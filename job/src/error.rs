@@ -19,14 +19,6 @@ pub enum Error {
     /// The image.
     #[error(transparent)]
     Image(#[from] crate::image::Error),
-    /// An image that can't be run as it is.
-    #[error("{image}: {reason}")]
-    Unrunnable {
-        /// As it was named.
-        image: String,
-        /// Why, and what to do.
-        reason: &'static str,
-    },
     /// No kernel is where one is looked for.
     #[error(
         "no guest kernel: give one with --kernel or ${variable}, or put one at {first}",

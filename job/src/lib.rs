@@ -10,6 +10,7 @@ pub mod caller;
 mod error;
 pub mod image;
 mod init;
+mod isolation;
 mod kernel;
 pub mod options;
 mod plan;
@@ -20,8 +21,9 @@ pub mod size;
 mod source;
 
 pub use error::{Error, status};
+pub use isolation::Isolation;
 pub use options::{Bind, Options};
-pub use run::{Outcome, die_by, run};
+pub use run::{Job, Outcome, die_by};
 
 /// An error without Rust's `(os error N)`.
 fn plain(error: &std::io::Error) -> String {

@@ -35,6 +35,8 @@ pub struct Options {
     pub overlay: Option<PathBuf>,
     /// Whether there is a terminal; else as the caller's streams are.
     pub terminal: Option<bool>,
+    /// What if the host does not offer all that isolates.
+    pub isolation: crate::Isolation,
     /// Where the kernel's messages go.
     pub kernel_log: Option<PathBuf>,
 }

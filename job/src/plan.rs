@@ -8,10 +8,12 @@
 //! ```
 
 use crate::caller::Caller;
+use crate::image::config::Config as ImageConfig;
+use crate::image::progress::Progress;
 use crate::image::{FileSystem, Kind, probe};
 use crate::options::Options;
 use crate::shares::{self, Shared};
-use crate::source::{RunConfig, Source};
+use crate::source::Source;
 use crate::{Error, kernel, size};
 use guest::protocol::{Disk, File, Lower, Root, Share, Spec, Streams, Upper, Window};
 use std::ffi::{OsStr, OsString};
@@ -41,8 +43,13 @@ pub struct Plan {
 
 impl Plan {
     /// Opens what is named and puts all together.
-    pub fn new(options: Options, caller: &Caller, terminal: Option<Window>) -> Result<Self, Error> {
-        let (source, run) = Source::open(&options.image)?;
+    pub fn new(
+        options: Options,
+        caller: &Caller,
+        terminal: Option<Window>,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, Error> {
+        let (source, run) = Source::open(&options.image, progress)?;
         let (shares, scratch) = shares::choose(&options, caller, &source)?;
         let (cpus, memory) = size::of_caller();
         let mut config = Config::new(kernel::find(options.kernel.clone())?);
@@ -141,11 +148,11 @@ fn add_disk(config: &mut Config, disk: config::Disk, kind: FileSystem) -> Disk {
 }
 
 /// The program and its arguments.
-fn program(options: &Options, run: &RunConfig) -> Result<Vec<Vec<u8>>, Error> {
+fn program(options: &Options, run: &ImageConfig) -> Result<Vec<Vec<u8>>, Error> {
     let words = |words: &[String]| words.iter().map(|w| w.clone().into_bytes()).collect();
     let mut all: Vec<Vec<u8>> = words(&run.entrypoint);
     match options.arguments.is_empty() {
-        true => all.extend::<Vec<_>>(words(&run.command)),
+        true => all.extend::<Vec<_>>(words(&run.cmd)),
         false => all.extend(options.arguments.iter().map(|word| word.clone().into_vec())),
     }
     if all.is_empty() { Err(Error::NoProgram) } else { Ok(all) }
@@ -154,7 +161,7 @@ fn program(options: &Options, run: &RunConfig) -> Result<Vec<Vec<u8>>, Error> {
 /// Where the job starts, and whether it has to.
 fn directory(
     options: &Options,
-    run: &RunConfig,
+    run: &ImageConfig,
     caller: &Caller,
 ) -> Result<(PathBuf, bool), Error> {
     if let Some(pwd) = &options.pwd {
@@ -163,17 +170,21 @@ fn directory(
             false => Err(Error::Pwd(pwd.clone())),
         };
     }
-    if options.contain {
-        return Ok((run.directory.clone().unwrap_or_else(|| "/".into()), false));
+    // The image's own counts where nothing of the caller's is there.
+    let image = match run.working_directory.as_str() {
+        "" => PathBuf::from("/"),
+        path => path.into(),
+    };
+    match &caller.directory {
+        Some(directory) if !options.contain => Ok((directory.clone(), false)),
+        _ => Ok((image, false)),
     }
-    let directory = run.directory.clone().or_else(|| caller.directory.clone());
-    Ok((directory.unwrap_or_else(|| "/".into()), false))
 }
 
 /// The caller's variables, the image's, and what was given: the last counts.
 fn environment(
     options: &Options,
-    run: &RunConfig,
+    run: &ImageConfig,
     caller: &Caller,
     source: &Source,
 ) -> Result<Vec<Vec<u8>>, Error> {
@@ -195,7 +206,7 @@ fn environment(
             set(name, value);
         }
     }
-    for entry in &run.environment {
+    for entry in &run.env {
         if let Some((name, value)) = entry.split_once('=') {
             set(name.as_ref(), value.as_ref());
         }

@@ -1,6 +1,7 @@
 //! Plans, without a machine.
 
 use super::*;
+use crate::image::progress::Unseen;
 use std::fs;
 
 /// A file that looks like an erofs image.
@@ -41,7 +42,7 @@ fn texts(all: &[Vec<u8>]) -> Vec<String> {
 fn an_image_is_a_read_only_disk() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path(), "app.img");
-    let plan = Plan::new(options(&path, &["echo", "a b"]), &caller(), None).unwrap();
+    let plan = Plan::new(options(&path, &["echo", "a b"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.config.disks[0].readonly && plan.config.disks[0].path == path);
     let disk = Disk { number: 0, kind: b"erofs".to_vec() };
     assert_eq!(plan.spec.root.lower, Lower::Disk(disk));
@@ -54,7 +55,7 @@ fn an_image_is_a_read_only_disk() {
 #[test]
 fn a_directory_is_a_read_only_share() {
     let dir = tempfile::tempdir().unwrap();
-    let plan = Plan::new(options(dir.path(), &["x"]), &caller(), None).unwrap();
+    let plan = Plan::new(options(dir.path(), &["x"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.config.disks.is_empty());
     let root = &plan.config.shares[0];
     assert_eq!((root.tag.as_str(), root.readonly), (ROOT_TAG, true));
@@ -64,7 +65,7 @@ fn a_directory_is_a_read_only_share() {
 
 #[test]
 fn the_host_may_be_changed_in_memory() {
-    let plan = Plan::new(options("host", &["x"]), &caller(), None).unwrap();
+    let plan = Plan::new(options("host", &["x"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.spec.root.writable && plan.config.shares[0].readonly);
     assert!(plan.spec.files.is_empty());
     assert!(texts(&plan.spec.environment).contains(&"PATH=/mine".to_owned()));
@@ -76,14 +77,14 @@ fn an_overlay_is_an_ext4_image() {
     let path = image(dir.path(), "app.img");
     let mut wanted = options(&path, &["x"]);
     wanted.overlay = Some(path.clone());
-    let refused = Plan::new(wanted.clone(), &caller(), None).unwrap_err();
+    let refused = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap_err();
     assert!(matches!(refused, Error::Overlay { .. }), "{refused}");
     let mut ext4 = vec![0; 16384];
     (ext4[1028], ext4[1048], ext4[1080], ext4[1081]) = (4, 2, 0x53, 0xef);
     let overlay = dir.path().join("over.img");
     fs::write(&overlay, ext4).unwrap();
     wanted.overlay = Some(overlay);
-    let plan = Plan::new(wanted, &caller(), None).unwrap();
+    let plan = Plan::new(wanted, &caller(), None, &mut Unseen).unwrap();
     assert!(plan.spec.root.writable && !plan.config.disks[1].readonly);
     assert!(matches!(&plan.spec.root.upper, Upper::Disk(disk) if disk.number == 1));
 }
@@ -93,47 +94,49 @@ fn the_environment_is_the_callers_less_what_is_the_hosts() {
     let dir = tempfile::tempdir().unwrap();
     let mut wanted = options(dir.path(), &["x"]);
     wanted.env = vec!["B=2=3".into(), "A=4".into()];
-    let plan = Plan::new(wanted.clone(), &caller(), None).unwrap();
+    let plan = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
     let all = texts(&plan.spec.environment);
     let path = format!("PATH={PATH}");
     assert_eq!(all, [path.as_str(), "A=4", "HOME=/h", "B=2=3"]);
     wanted.clean_env = true;
     wanted.env.clear();
-    let plan = Plan::new(wanted.clone(), &caller(), None).unwrap();
+    let plan = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
     assert_eq!(texts(&plan.spec.environment), [path.as_str(), "HOME=/h"]);
     wanted.env = vec!["A".into()];
-    let plan = Plan::new(wanted.clone(), &caller(), None).unwrap();
+    let plan = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
     assert!(texts(&plan.spec.environment).contains(&"A=1".to_owned()));
     for wrong in ["", "=1", "NONE"] {
         wanted.env = vec![wrong.into()];
-        let refused = Plan::new(wanted.clone(), &caller(), None).unwrap_err();
+        let refused = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap_err();
         assert!(matches!(refused, Error::Env(_)), "{refused}");
     }
 }
 
 #[test]
 fn arguments_follow_the_entrypoint_and_replace_the_command() {
-    let run = RunConfig {
+    let run = ImageConfig {
         entrypoint: vec!["/app".into()],
-        command: vec!["--help".into()],
-        ..RunConfig::default()
+        cmd: vec!["--help".into()],
+        ..ImageConfig::default()
     };
     let of = |words: &[&str]| texts(&program(&options("x", words), &run).unwrap());
     assert_eq!(of(&[]), ["/app", "--help"]);
     assert_eq!(of(&["a", "b"]), ["/app", "a", "b"]);
-    let none = program(&options("x", &[]), &RunConfig::default());
+    let none = program(&options("x", &[]), &ImageConfig::default());
     assert!(matches!(none, Err(Error::NoProgram)));
 }
 
 #[test]
 fn where_a_job_starts() {
-    let of = |options: &Options| directory(options, &RunConfig::default(), &caller()).unwrap();
+    let of = |options: &Options| directory(options, &ImageConfig::default(), &caller()).unwrap();
     let mut wanted = options("x", &[]);
     assert_eq!(of(&wanted), ("/usr".into(), false));
     wanted.contain = true;
     assert_eq!(of(&wanted), ("/".into(), false));
+    let image = ImageConfig { working_directory: "/app".into(), ..ImageConfig::default() };
+    assert_eq!(directory(&wanted, &image, &caller()).unwrap(), ("/app".into(), false));
     wanted.pwd = Some("/data".into());
     assert_eq!(of(&wanted), ("/data".into(), true));
     wanted.pwd = Some("data".into());
-    assert!(directory(&wanted, &RunConfig::default(), &caller()).is_err());
+    assert!(directory(&wanted, &ImageConfig::default(), &caller()).is_err());
 }

@@ -1,6 +1,8 @@
 //! A job from its options to its end.
 
 use crate::caller::Caller;
+use crate::image::progress::Progress;
+use crate::isolation::{self, Isolation, Reachable};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::relay::signals::Signals;
@@ -8,10 +10,11 @@ use crate::relay::{Finished, Relay, Report};
 use crate::{Error, init, status};
 use devices::backend::port::terminal_size;
 use guest::protocol::{Failure, How, Window};
+use vmm::config::Config;
 use vmm::console::terminal;
 use vmm::ending::Ending;
 use vmm::exit::Exit;
-use vmm::machine::{self, Attached};
+use vmm::machine::{self, Attached, Confine};
 
 pub use crate::relay::signals::die_by;
 
@@ -24,20 +27,53 @@ pub enum Outcome {
     Signalled(u8),
 }
 
-/// Runs a job to its end. Before any other thread is started.
-pub fn run(options: Options) -> Result<Outcome, Error> {
-    let caller = Caller::this().map_err(Error::host("caller"))?;
-    let plan = Plan::new(options.clone(), &caller, window(options.terminal, &caller))?;
-    let signals = Signals::take().map_err(Error::host("signals"))?;
-    let start = position(caller.rewinds);
-    let (_initramfs, path) = init::initramfs().map_err(Error::host("initramfs"))?;
-    let config = vmm::config::Config { initrd: Some(path), ..plan.config };
-    let ending = Ending::new().map_err(Error::host("eventfd"))?;
-    let (relay, streams) = Relay::start(plan.spec, signals, ending.clone())?;
-    let attached = Attached { signals: None, streams: Some(streams), ending: Some(ending) };
-    let exit = machine::run(&config, attached)?;
-    let Finished { report, lost } = relay.finish();
-    conclude(exit, report, lost, start)
+/// A job that only has to be started.
+pub struct Job {
+    plan: Plan,
+    isolation: Isolation,
+    rewinds: bool,
+}
+
+impl Job {
+    /// Opens and checks all that the user has named; `progress` is told of an image
+    /// that has to be made first. Before anything else of this process is changed.
+    pub fn prepare(options: Options, progress: &mut dyn Progress) -> Result<Self, Error> {
+        let caller = Caller::this().map_err(Error::host("caller"))?;
+        let (isolation, terminal) = (options.isolation, window(options.terminal, &caller));
+        let plan = Plan::new(options, &caller, terminal, progress)?;
+        Ok(Self { plan, isolation, rewinds: caller.rewinds })
+    }
+
+    /// Runs it to its end. Before any other thread is started.
+    pub fn run(self) -> Result<Outcome, Error> {
+        let Self { plan, isolation, rewinds } = self;
+        let signals = Signals::take().map_err(Error::host("signals"))?;
+        let start = position(rewinds);
+        let (_initramfs, path) = init::initramfs().map_err(Error::host("initramfs"))?;
+        let config = Config { initrd: Some(path), ..plan.config };
+        let ending = Ending::new().map_err(Error::host("eventfd"))?;
+        let (relay, streams) = Relay::start(plan.spec, signals, ending.clone())?;
+        let attached = Attached {
+            streams: Some(streams),
+            ending: Some(ending),
+            confine: Some(confine(isolation, &config)),
+            ..Attached::default()
+        };
+        let exit = machine::run(&config, attached)?;
+        let Finished { report, lost } = relay.finish();
+        conclude(exit, report, lost, start)
+    }
+}
+
+/// Gives up all but what this machine shares.
+fn confine(level: Isolation, config: &Config) -> Confine {
+    let reachable = |share: &vmm::config::Share| Reachable {
+        path: share.path.clone(),
+        writable: !share.readonly,
+    };
+    let shares: Vec<Reachable> = config.shares.iter().map(reachable).collect();
+    let network = !config.nets.is_empty();
+    Box::new(move || isolation::apply(level, &shares, network))
 }
 
 /// The terminal that the job gets: by default, if input and output are one.

@@ -1,7 +1,11 @@
 //! What a job's root file system comes from, once its image is opened.
 
 use crate::Error;
-use crate::image::{FileSystem, Kind, Reference, probe};
+use crate::image::cache::Cache;
+use crate::image::config::Config;
+use crate::image::open::{Root, prepare};
+use crate::image::progress::Progress;
+use crate::image::{FileSystem, Reference};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -25,34 +29,22 @@ pub enum Source {
     },
 }
 
-/// What an image says about how it is run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RunConfig {
-    /// What arguments are added to.
-    pub entrypoint: Vec<String>,
-    /// What they take the place of.
-    pub command: Vec<String>,
-    /// `NAME=value`.
-    pub environment: Vec<String>,
-    /// The working directory.
-    pub directory: Option<PathBuf>,
-}
-
 impl Source {
-    /// Opens what the user has named.
-    pub fn open(image: &OsStr) -> Result<(Self, RunConfig), Error> {
-        let unrunnable = |reason| Error::Unrunnable { image: image.display().to_string(), reason };
-        let path = match Reference::parse(image)? {
-            Reference::Host => return Ok((Self::Host, RunConfig::default())),
-            Reference::Path(path) => path,
-            _ => return Err(unrunnable("an archive: make an image of it with microvm build")),
+    /// Opens what the user has named; an image of layers is put together in the
+    /// cache, if it is not there yet.
+    pub fn open(image: &OsStr, progress: &mut dyn Progress) -> Result<(Self, Config), Error> {
+        let reference = Reference::parse(image)?;
+        let ready = prepare(&reference, &Cache::of_user()?, progress)?;
+        let source = match ready.root {
+            Root::Host => Self::Host,
+            Root::Directory(path) => Self::Directory(path),
+            Root::Disk { path, offset, size, file_system } => {
+                // A disk ends where its file does, unless it begins inside.
+                let size = (offset > 0).then_some(size);
+                Self::Disk { path, offset, size, kind: file_system }
+            }
         };
-        let source = match probe(&path)?.kind {
-            Kind::Directory => Self::Directory(path),
-            Kind::FileSystem(kind, _) => Self::Disk { path, offset: 0, size: None, kind },
-            _ => return Err(unrunnable("an archive: make an image of it with microvm build")),
-        };
-        Ok((source, RunConfig::default()))
+        Ok((source, ready.description.map(|d| d.config).unwrap_or_default()))
     }
 
     /// Whether this directory is the root itself.

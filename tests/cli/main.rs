@@ -2,6 +2,7 @@
 
 mod doctor;
 mod guest;
+mod images;
 mod options;
 mod running;
 mod spectrum;

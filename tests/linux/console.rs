@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Instant;
 
 pub fn tests() -> Vec<Trial> {
@@ -29,7 +29,8 @@ pub struct Session {
     deadline: Instant,
     before: libc::termios,
     slave: OwnedFd,
-    _guest: Guest,
+    /// What goes away with it.
+    kept: Option<Guest>,
 }
 
 fn modes(fd: &impl AsRawFd) -> Result<libc::termios, String> {
@@ -44,8 +45,15 @@ fn modes(fd: &impl AsRawFd) -> Result<libc::termios, String> {
 }
 
 impl Session {
-    /// Starts it.
+    /// Starts a guest.
     pub fn start(guest: Guest) -> Result<Self, String> {
+        let mut session = Self::of(guest.command())?;
+        session.kept = Some(guest);
+        Ok(session)
+    }
+
+    /// Starts any command.
+    pub fn of(mut command: Command) -> Result<Self, String> {
         let (mut master, mut slave) = (-1, -1);
         let null = std::ptr::null_mut();
         // SAFETY: openpty writes two descriptors; the other pointers may be null.
@@ -56,7 +64,6 @@ impl Session {
         let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
         let end = || slave.try_clone().map_err(|e| e.to_string());
         let before = modes(&slave)?;
-        let mut command = guest.command();
         command.stdin(end()?).stdout(end()?).stderr(end()?);
         // SAFETY: both calls are async-signal-safe.
         unsafe {
@@ -75,7 +82,7 @@ impl Session {
             deadline: Instant::now() + LIMIT,
             before,
             slave,
-            _guest: guest,
+            kept: None,
         })
     }
 
@@ -106,6 +113,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.kept = None;
     }
 }
 

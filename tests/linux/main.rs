@@ -11,6 +11,7 @@ mod disk;
 mod guest;
 mod hvc;
 mod input;
+mod job;
 mod kit;
 mod lifecycle;
 mod machine;
@@ -20,6 +21,7 @@ mod pci;
 mod share;
 mod spectrum;
 mod streams;
+mod usernet;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         disk::tests(),
         block::tests(),
         net::tests(),
+        usernet::tests(),
         pci::tests(),
         vsock::tests(),
         metrics::tests(),
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         hvc::tests(),
         input::tests(),
         spectrum::tests(),
+        job::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);

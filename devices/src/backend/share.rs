@@ -9,7 +9,8 @@
 //! or a pipe has its meaning in the guest.
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2, statat,
+    AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Stat, fstatfs, openat,
+    openat2, statat,
 };
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 const RESERVED: u64 = 256;
 /// Nodes and handles of a share, at most, whatever the host allows.
 const MAX_OPEN: u64 = 1 << 20;
+/// File systems of a share that are remembered.
+const MAX_SYSTEMS: usize = 256;
 /// What is said of a node that the guest does not hold.
 const STALE: Errno = Errno::STALE;
 
@@ -70,6 +73,8 @@ pub struct Share {
     max_open: u64,
     /// The mode bits that this process takes from what it creates.
     umask: u32,
+    /// File systems that were looked at, and whether the guest may see them.
+    systems: BTreeMap<u64, bool>,
 }
 
 impl Share {
@@ -92,6 +97,7 @@ impl Share {
             next: ROOT + 1,
             max_open: raise_limit(),
             umask: umask.bits(),
+            systems: BTreeMap::new(),
         })
     }
 
@@ -150,6 +156,9 @@ impl Share {
     /// Gives the guest a node for `file`.
     pub fn hold(&mut self, file: OwnedFd) -> Result<(u64, Stat), Errno> {
         let stat = statat(&file, "", AtFlags::EMPTY_PATH)?;
+        if !self.may_see(stat.st_dev, &file)? {
+            return Err(Errno::ACCESS);
+        }
         let key = (stat.st_dev, stat.st_ino);
         if let Some(number) = self.numbers.get(&key)
             && let Some(node) = self.nodes.get_mut(number)
@@ -164,6 +173,20 @@ impl Share {
         self.nodes.insert(number, Node { file, key, kind, lookups: 1 });
         self.numbers.insert(key, number);
         Ok((number, stat))
+    }
+
+    /// Whether the guest may see what is on this device: not the processes of the
+    /// host, of which the monitor is one, with its memory.
+    fn may_see(&mut self, device: u64, file: &OwnedFd) -> Result<bool, Errno> {
+        if let Some(seen) = self.systems.get(&device) {
+            return Ok(*seen);
+        }
+        let may = fstatfs(file)?.f_type != PROC_SUPER_MAGIC;
+        // As many as there are mounts; what is not kept is asked again.
+        if self.systems.len() < MAX_SYSTEMS {
+            self.systems.insert(device, may);
+        }
+        Ok(may)
     }
 
     fn room(&self) -> Result<(), Errno> {
@@ -240,4 +263,16 @@ fn raise_limit() -> u64 {
         Err(_) => limit.current,
     };
     now.unwrap_or(u64::MAX).saturating_sub(RESERVED).clamp(16, MAX_OPEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_processes_are_not_shared() {
+        let mut share = Share::open("root", Path::new("/"), true).unwrap();
+        assert_eq!(share.lookup(ROOT, b"proc").unwrap_err(), Errno::ACCESS);
+        assert!(share.lookup(ROOT, b"tmp").is_ok());
+    }
 }

@@ -416,4 +416,4 @@ impl NetBackend for Tap {
 
 #[cfg(test)]
 #[path = "tap_test.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -6,6 +6,9 @@
 //!                                               Ended ◄──┘ ─► power off
 //! ```
 //!
+//! That is done by init's only child: a job whose parent is init itself could not be
+//! stopped from a terminal. Init takes care of processes that lose their parents.
+//!
 //! The host ends the machine when it has all that it wants to know; if it does
 //! not, init does. Whatever can't be done is said to the host in one line.
 
@@ -42,6 +45,7 @@ fn main() {
         eprintln!("microvm-init: this is the init of a microvm guest; it is of no use elsewhere");
         std::process::exit(2);
     }
+    process::leave_orphans_to_init();
     match root::mount_first().and_then(|()| Control::open()) {
         Ok(control) => run(control),
         // Nobody can be told but those who read the kernel's messages.

@@ -234,6 +234,26 @@ impl Plan<'_> {
     }
 }
 
+/// Forks: returns in the child, which leads a session. The parent remains init.
+///
+/// A process group is one that `SIGTSTP` stops only if a parent of one of its
+/// members is in the same session, in another group, and not init
+/// (`will_become_orphaned_pgrp` of the kernel).
+pub fn leave_orphans_to_init() {
+    // SAFETY: there is one thread; waitpid may be given no place for a status.
+    unsafe {
+        match libc::fork() {
+            0 => drop(check(libc::setsid())),
+            child => loop {
+                let ended = libc::waitpid(-1, ptr::null_mut(), 0);
+                if ended == child || ended < 0 {
+                    crate::system::power_off();
+                }
+            },
+        }
+    }
+}
+
 /// What has become of a child.
 pub enum Change {
     /// The job was stopped by this signal.
@@ -274,8 +294,8 @@ pub fn take_change(job: libc::pid_t) -> Change {
 
 /// Ends whatever still runs.
 pub fn end_all() {
-    // SAFETY: as init this reaches every process but this one; waitpid may be
-    // given no place for a status.
+    // SAFETY: this reaches every process but this one and init; waitpid may be given
+    // no place for a status.
     unsafe {
         libc::kill(-1, libc::SIGKILL);
         while libc::waitpid(-1, ptr::null_mut(), 0) > 0 {}

@@ -105,11 +105,8 @@ fn open_terminal(window: Window, identity: &Identity) -> Result<(Stdio, Relays),
     };
     give_to(&slave, identity.uid, 5).about("pseudo-terminal")?;
     resize(&master, window);
-    // Init leads the session, and the job's group is another one in it: so the
-    // job can be stopped from the terminal.
-    // SAFETY: setsid has no preconditions, and the ioctl takes numbers.
+    // SAFETY: the ioctl takes numbers.
     unsafe {
-        libc::setsid();
         check(libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0)).about("controlling terminal")?;
     }
     let twin = || slave.try_clone().about("pseudo-terminal");

@@ -42,15 +42,13 @@ pub enum Error {
         /// What is not supported, and what to do.
         reason: String,
     },
-    /// More than an image may have.
-    #[error("{object}: {what}: more than the {limit} that an image may have")]
-    Limit {
-        /// The file, or the part.
+    /// A registry that can't be reached, or refuses.
+    #[error("{object}: {reason}")]
+    Registry {
+        /// What was wanted.
         object: String,
-        /// What there is too much of.
-        what: &'static str,
-        /// How much is allowed.
-        limit: u64,
+        /// What is wrong.
+        reason: String,
     },
 }
 
@@ -59,6 +57,17 @@ impl Error {
     pub fn host(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Host { path, source }
+    }
+
+    /// What is wrong, without what it is about.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Host { source, .. } => plain(source),
+            Self::Reference { reason, .. }
+            | Self::Malformed { reason, .. }
+            | Self::Unsupported { reason, .. }
+            | Self::Registry { reason, .. } => reason.clone(),
+        }
     }
 
     /// Not what it should be.

@@ -32,6 +32,7 @@ pub mod open;
 pub mod probe;
 pub mod progress;
 pub mod reference;
+pub mod registry;
 pub mod sif;
 pub mod source;
 pub mod stream;

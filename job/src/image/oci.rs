@@ -218,7 +218,8 @@ fn parse<T: DeserializeOwned>(blobs: &Blobs, name: &str, bytes: &[u8]) -> Result
     })
 }
 
-fn open_manifest(blobs: &Blobs, manifest: Manifest, digest: Digest) -> Result<Image> {
+/// The image of a manifest, whose blobs are there.
+pub fn open_manifest(blobs: &Blobs, manifest: Manifest, digest: Digest) -> Result<Image> {
     let object = || blobs.path().display();
     let config = manifest.config.ok_or_else(|| {
         Error::malformed(object(), "its manifest has neither a configuration nor manifests")

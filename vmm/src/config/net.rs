@@ -47,8 +47,11 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// Whether the host's kernel moves a card's frames (vhost-net).
 ///
-/// Off by default: it saves work, but what a guest writes into its rings is then
-/// read by the kernel itself, where a mistake is everybody's.
+/// Off by default: what a guest writes into its rings is then read by the kernel
+/// itself, where a mistake is everybody's, and on one processor it saves little:
+/// in the counting rig 7 % of all instructions of receiving 16 MiB over TCP, and
+/// none of sending them. Where there are processors to spare, its threads are
+/// worth more: one for each pair of queues, and not the event loop.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Vhost {

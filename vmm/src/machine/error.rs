@@ -47,6 +47,9 @@ pub enum Error {
     /// A user-mode network.
     #[error(transparent)]
     UserNet(#[from] devices::backend::user::UserNetError),
+    /// A user-mode network that passt was to serve.
+    #[error(transparent)]
+    Passt(#[from] devices::backend::passt::PasstError),
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),
@@ -76,6 +79,9 @@ pub enum Error {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// What was to be given up could not be.
+    #[error("{0}")]
+    Confine(io::Error),
     /// The system call filters.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -105,7 +111,9 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             Self::Vm(VmError::TooManyCpus { .. }) => status::INPUT,
-            Self::Host(_) | Self::Vm(_) | Self::Memory(_) | Self::Sandbox(_) => status::HOST,
+            Self::Host(_) | Self::Vm(_) | Self::Memory(_) | Self::Sandbox(_) | Self::Confine(_) => {
+                status::HOST
+            }
             Self::Internal { .. } | Self::Bus(_) => status::INTERNAL,
             _ => status::INPUT,
         }

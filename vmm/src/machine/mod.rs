@@ -12,6 +12,7 @@ mod console;
 mod error;
 mod limits;
 mod slots;
+mod usernet;
 
 pub use error::Error;
 
@@ -34,6 +35,7 @@ use devices::backend::prepared::Prepared;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use slots::Devices;
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
@@ -87,10 +89,16 @@ pub struct Attached {
     pub streams: Option<Prepared>,
     /// For whoever else may end it.
     pub ending: Option<Ending>,
+    /// Gives up what a machine that is built needs no more.
+    pub confine: Option<Confine>,
 }
+
+/// Done once everything is open and nothing of the guest has run.
+pub type Confine = Box<dyn FnOnce() -> io::Result<()>>;
 
 /// Runs the machine that `config` describes to its end.
 pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
+    limits::keep_one_heap();
     limits::raise_descriptors();
     let has_streams = attached.streams.is_some();
     let mut inputs = Inputs::open(config, attached.streams)?;
@@ -135,9 +143,12 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         false => None,
     };
 
+    if let Some(confine) = attached.confine {
+        confine().map_err(Error::Confine)?;
+    }
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending, &counters)?;
-    sandbox::event_loop(needs(config, has_streams)).install()?;
+    sandbox::event_loop(needs(config, &inputs.devices, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
@@ -154,13 +165,13 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
 }
 
 /// What the event loop does in this machine beside what it always does.
-fn needs(config: &Config, streams: bool) -> sandbox::Needs {
+fn needs(config: &Config, devices: &Devices, streams: bool) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
     sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
-        networks: config.nets.iter().any(|net| net.user().is_some()),
+        networks: devices.networks,
         streams,
     }
 }

@@ -4,6 +4,7 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
+use super::usernet;
 use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
@@ -13,7 +14,7 @@ use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
 use devices::backend::prepared::Prepared;
 use devices::backend::share::Share;
 use devices::backend::tap::{Queues, Tap};
-use devices::backend::user::{self, Forward, UserNet};
+use devices::backend::user;
 use devices::backend::vhost::VhostNet;
 use devices::backend::vsock::UnixSockets;
 use devices::bus::lock;
@@ -30,7 +31,6 @@ use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{CIDS, Vsock};
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
-use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub struct Devices {
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// The console, with its end of the user's terminal.
     pub console: Option<console::Opened>,
+    /// One of them makes connections for the guest.
+    pub networks: bool,
 }
 
 impl Devices {
@@ -68,13 +70,14 @@ impl Devices {
 /// Opens what is behind each device: disks, network cards, vsock, shares,
 /// balloon, console, entropy.
 pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error> {
-    let mut slots: Vec<Slot> = Vec::new();
+    let mut devices = Devices::default();
     for disk in config.all_disks() {
-        slots.push(open_disk(config, disk)?);
+        devices.slots.push(open_disk(config, disk)?);
     }
     for (number, net) in config.nets.iter().enumerate() {
-        slots.push(open_net(config, net, number)?);
+        devices.slots.push(open_net(config, net, number, &mut devices.networks)?);
     }
+    let Devices { slots, balloon, console, .. } = &mut devices;
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
     }
@@ -86,16 +89,16 @@ pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;
         slots.push(Arc::new(Mutex::new(Fs::new(&share.tag, directory))));
     }
-    let balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
-    if let Some(balloon) = &balloon {
+    *balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
+    if let Some(balloon) = balloon {
         slots.push(balloon.clone());
     }
-    let console = console::open(config)?;
-    if let Some(console) = &console {
+    *console = console::open(config)?;
+    if let Some(console) = console {
         slots.push(console.device.clone());
     }
     slots.push(open_rng(config.rng.as_ref())?);
-    Ok(Devices { slots, balloon, console })
+    Ok(devices)
 }
 
 fn open_balloon(wanted: &config::Balloon, config: &Config) -> Result<Arc<Mutex<Balloon>>, Error> {
@@ -150,7 +153,12 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(config: &Config, net: &config::Net, number: usize) -> Result<Slot, Error> {
+fn open_net(
+    config: &Config,
+    net: &config::Net,
+    number: usize,
+    networks: &mut bool,
+) -> Result<Slot, Error> {
     let name = match &net.backend {
         NetBackend::Tap(tap) => tap.clone(),
         // Each card of the guest needs another address.
@@ -169,7 +177,7 @@ fn open_net(config: &Config, net: &config::Net, number: usize) -> Result<Slot, E
     match net.user() {
         Some(user) => {
             options.mtu = Some(user::MTU);
-            backends.push(Box::new(open_user_net(user, mac)?));
+            backends.push(usernet::open(user, mac, networks)?);
         }
         None => {
             let (pairs, fewer) = net.pairs(config.cpus);
@@ -202,23 +210,6 @@ fn open_vhost(net: &config::Net, pairs: usize) -> Result<Vec<VhostNet>, Error> {
         Err(source) => Err(Error::Vhost { net: net.backend.name().to_owned(), source }),
         Ok(vhost) => Ok(vhost),
     }
-}
-
-fn open_user_net(wanted: &config::UserNet, mac: [u8; 6]) -> Result<UserNet, Error> {
-    let forwards = wanted.hostfwd.iter().map(|forward| Forward {
-        protocol: match forward.protocol {
-            config::Protocol::Tcp => user::Protocol::Tcp,
-            config::Protocol::Udp => user::Protocol::Udp,
-        },
-        host: SocketAddrV4::new(forward.address, forward.host),
-        guest: forward.guest,
-    });
-    let options = user::Options {
-        host_loopback: wanted.host_loopback,
-        resolvers: user::resolvers(),
-        forwards: forwards.collect(),
-    };
-    Ok(UserNet::new(mac, options)?)
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {

@@ -61,6 +61,12 @@ impl Flows {
         }
     }
 
+    /// How many there are.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -140,17 +146,13 @@ impl Flows {
 
     fn open(&mut self, key: Key, now: Instant, host: &mut Host) -> Option<u64> {
         let (kind, _, far) = key;
-        let to = match kind {
-            Kind::Udp => host.routes.host(far, 0)?,
-            Kind::Echo => super::route::is_outside(*far.ip()).then_some(far.into())?,
-        };
         if self.all.len() >= MAX_FLOWS {
             let oldest = self.all.iter().min_by_key(|(_, flow)| flow.used).map(|(id, _)| *id);
             oldest.into_iter().for_each(|id| self.remove(id));
         }
         let socket = match kind {
-            Kind::Udp => socket::connect_datagrams(to),
-            Kind::Echo => socket::connect_echoes(*far.ip()),
+            Kind::Udp => socket::connect_datagrams(host.routes.host(far, 0)?),
+            Kind::Echo => socket::connect_echoes(host.routes.echo(*far.ip())?),
         };
         let socket = socket.ok()?;
         let id = self.next;

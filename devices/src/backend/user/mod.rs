@@ -21,7 +21,9 @@
 mod dhcp;
 mod flows;
 mod forward;
-mod route;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
+pub(super) mod route;
 mod socket;
 mod tcp;
 #[cfg(test)]
@@ -150,7 +152,7 @@ impl UserNet {
         let error = |what| move |source| UserNetError::Io { what, source };
         let Options { host_loopback, resolvers, forwards } = options;
         let epoll = Epoll::new().map_err(error("epoll"))?;
-        let routes = Routes { host_loopback, resolvers };
+        let routes = Routes::new(host_loopback, resolvers);
         let host = Host { epoll, routes, counts: Counts::default() };
         let timer = TimerFd::new().map_err(|e| error("timerfd")(e.into()))?;
         host.watch(timer.as_raw_fd(), token(TIMER, 0)).map_err(error("epoll"))?;
@@ -301,12 +303,14 @@ impl NetBackend for UserNet {
         features::CSUM | features::GUEST_CSUM | features::HOST_TSO4
     }
 
-    /// Another driver is another start of the guest: what was there is over.
-    fn set_features(&mut self, negotiated: u64) -> io::Result<()> {
+    fn restart(&mut self) {
         self.outbox.clear();
         self.connections.clear();
         self.flows.clear();
         self.forwards.clear();
+    }
+
+    fn set_features(&mut self, negotiated: u64) -> io::Result<()> {
         self.outbox.guest_sums = negotiated & features::GUEST_CSUM != 0;
         self.mtu = negotiated & features::MTU != 0;
         Ok(())

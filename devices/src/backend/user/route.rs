@@ -26,15 +26,32 @@ pub struct Routes {
     pub host_loopback: bool,
     /// The host's name servers.
     pub resolvers: Vec<SocketAddr>,
+    /// Where everything goes, whatever a fuzzer makes up.
+    #[cfg(any(test, feature = "testing"))]
+    pub only: Option<SocketAddr>,
 }
 
 impl Routes {
+    /// What the user allows, and the host's name servers.
+    pub fn new(host_loopback: bool, resolvers: Vec<SocketAddr>) -> Self {
+        Self {
+            host_loopback,
+            resolvers,
+            #[cfg(any(test, feature = "testing"))]
+            only: None,
+        }
+    }
+
     /// Where a packet to `to` goes on the host. `attempt` counts questions to
     /// the name server that had no answer. `None`: nowhere.
     pub fn host(&self, to: SocketAddrV4, attempt: usize) -> Option<SocketAddr> {
         let (ip, port) = (*to.ip(), to.port());
         if port == 0 {
             return None;
+        }
+        #[cfg(any(test, feature = "testing"))]
+        if self.only.is_some() {
+            return self.only;
         }
         match ip {
             NAMES if port == DOMAIN => {
@@ -46,11 +63,20 @@ impl Routes {
             _ => None,
         }
     }
+
+    /// Where an echo to `to` goes; `None`: nowhere.
+    pub fn echo(&self, to: Ipv4Addr) -> Option<Ipv4Addr> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.only.is_some() {
+            return Some(Ipv4Addr::LOCALHOST);
+        }
+        is_outside(to).then_some(to)
+    }
 }
 
 /// Whether the host's own routes lead there, and not the guest's network or the
 /// host itself by one of the names that every host has.
-pub fn is_outside(ip: Ipv4Addr) -> bool {
+fn is_outside(ip: Ipv4Addr) -> bool {
     let local = ip.octets()[..3] == NETWORK;
     // 0.0.0.0/8 is this host too, and what is above 224.0.0.0 no single one.
     !local && !ip.is_loopback() && ip.octets()[0] != 0 && ip.octets()[0] < 224

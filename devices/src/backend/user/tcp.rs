@@ -175,6 +175,12 @@ impl Connections {
         }
     }
 
+    /// How many there are.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
     /// Whether one could go on at once, had the guest room.
     pub fn is_busy(&self) -> bool {
         !self.ready.is_empty()

@@ -57,6 +57,12 @@ impl Outbox {
         self.bytes >= MAX_QUEUED || self.frames.len() >= MAX_FRAMES / 2
     }
 
+    /// Bytes that wait.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

@@ -22,6 +22,8 @@ mod control;
 mod device;
 mod kernel;
 #[cfg(test)]
+mod kernel_test;
+#[cfg(test)]
 mod multi_test;
 mod pair;
 mod receive;
@@ -94,6 +96,8 @@ const MAX_IOVECS: usize = libc::UIO_MAXIOV as usize - 1;
 pub trait NetBackend: Send {
     /// Offloads that the backend does, as virtio-net feature bits.
     fn features(&self) -> u64;
+    /// Another driver begins: what was done for the one before is over.
+    fn restart(&mut self) {}
     /// The driver's choice of them.
     fn set_features(&mut self, negotiated: u64) -> io::Result<()>;
     /// Sends one frame, of at most `UIO_MAXIOV` pieces. A full backend drops
@@ -110,6 +114,10 @@ pub trait NetBackend: Send {
     fn receive(&mut self, frame: &mut IoVecs<'_>, rest: &mut [u8]) -> io::Result<Option<usize>>;
     /// A descriptor that becomes readable when there are frames.
     fn source(&self) -> Option<RawFd>;
+    /// Whether it is connected to anything still.
+    fn link(&self) -> bool {
+        true
+    }
     /// Begins or ends to take part, where a card has several backends: frames
     /// go only to those that do. At first all of them do.
     fn enable(&mut self, _on: bool) -> io::Result<()> {
@@ -197,6 +205,7 @@ impl Active {
             return Ok(());
         }
         let error = |what| move |source| DeviceError::Host { what, source };
+        pairs.iter_mut().for_each(|pair| pair.backend.restart());
         self.set_offloads(pairs).map_err(error("net: offloads"))?;
         enable(pairs, self.choice.pairs).map_err(error("net: queues"))
     }
@@ -335,6 +344,9 @@ impl Net {
         receiver.run(&active.mem, queue, backend.as_mut(), counters, limit)?;
         if queue.needs_interrupt(&active.mem)? {
             active.interrupt.queue(index);
+        }
+        if !backend.link() {
+            self.set_link(false);
         }
         Ok(())
     }

@@ -56,13 +56,12 @@ pub(super) struct Pair {
 impl Pair {
     pub fn new(backend: Box<dyn NetBackend>) -> Self {
         let (counters, transmitter) = Default::default();
-        Self { backend, counters, receiver: Receiver::new(false), transmitter }
+        Self { backend, counters, receiver: Receiver::new(), transmitter }
     }
 
     /// As at power-on, for a driver that takes frames apart or does not.
     pub fn start(&mut self, mergeable: bool) {
-        self.receiver = Receiver::new(mergeable);
-        self.transmitter = Transmitter::default();
+        self.receiver.start(mergeable);
     }
 }
 

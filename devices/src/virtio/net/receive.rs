@@ -49,9 +49,10 @@ enum Outcome {
 }
 
 impl Receiver {
-    pub fn new(mergeable: bool) -> Self {
+    /// One that has received nothing.
+    pub fn new() -> Self {
         Self {
-            mergeable,
+            mergeable: false,
             chain: Chain::new(),
             first: Chain::new(),
             taken: Vec::new(),
@@ -60,6 +61,12 @@ impl Receiver {
             waiting: None,
             failed: false,
         }
+    }
+
+    /// Begins anew, with the same memory: this may be on a vCPU's thread.
+    pub fn start(&mut self, mergeable: bool) {
+        self.mergeable = mergeable;
+        self.forget();
     }
 
     /// Forgets a frame that waits: its queue is no longer used.

@@ -104,6 +104,44 @@ fn a_saved_function_goes_on_where_it_was() {
     assert_eq!(other.fired(), [0, 1], "after {fired:?}");
 }
 
+/// While a vector is masked its interrupts must come to us, who keep them.
+#[test]
+fn whoever_interrupts_in_our_place_is_told_of_masks() {
+    use crate::virtio::testing::Calls;
+    use std::os::fd::AsRawFd;
+    let mut bench = bench();
+    bench.start();
+    let interrupt = bench.function.core.interrupt.clone();
+    let lines: Vec<_> =
+        bench.function.msix().lines().map(|line| Some(line.eventfd().as_raw_fd())).collect();
+    let calls = Arc::new(Calls::default());
+    interrupt.delegate(calls.clone(), 1);
+    let told = || std::mem::take(&mut *calls.0.lock().unwrap());
+    assert_eq!(told(), [(0, lines[1])]);
+    let vector_control = TABLE + 16 + 12;
+    bench.write(vector_control, 1, 4);
+    assert_eq!(told(), [(0, None)]);
+    interrupt.queue(0);
+    assert_eq!(bench.fired()[1], 0, "it is masked");
+    bench.write(vector_control, 0, 4);
+    assert_eq!((told(), bench.fired()[1]), (vec![(0, lines[1])], 1), "and comes later");
+    // All at once, in the function's own configuration.
+    let control = bench.capability(msix::CAPABILITY, 0) + 2;
+    for (value, line) in [(0xc000u16, None), (0x8000, lines[1]), (0, None), (0x8000, lines[1])] {
+        bench.function.write_config(control, &value.to_le_bytes());
+        assert_eq!(told(), [(0, line)], "{value:#x}");
+    }
+    bench.write(0x1a, 0, 2);
+    assert_eq!(told(), [(0, None)], "another vector, which is masked");
+    bench.write(TABLE + 12, 0, 4);
+    assert_eq!(told(), [(0, lines[0])]);
+    bench.write(0x1a, 0xffff, 2);
+    assert_eq!(told(), [(0, None)], "none");
+    bench.write(0x14, 0, 1);
+    bench.write(0x1a, 0, 2);
+    assert_eq!(told(), [], "nobody after a reset");
+}
+
 proptest! {
     #[test]
     fn no_driver_breaks_the_function(program in prop::collection::vec(any::<u8>(), 0..600)) {
