@@ -219,7 +219,8 @@ struct Job {
 
 impl Job {
     fn start(mut command: Command) -> Result<Self, String> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // A group of its own, as a shell gives it: else it could not be stopped.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|e| e.to_string())?;
         let output = Reader::new(child.stdout.take().ok_or("no pipe")?);
         Ok(Self { child, output })
