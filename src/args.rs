@@ -19,9 +19,15 @@ const EXAMPLES: &str = "\
 Examples:
   microvm --kernel vmlinux --rootfs debian.img
       Boots Linux from an image, with the console on this terminal.
+  microvm --kernel vmlinux --rootfs debian.img \\
+          --net user,hostfwd=tcp::2222-:22
+      A network without root: ssh -p 2222 localhost reaches the guest.
   microvm --kernel vmlinux --rootfs base.img,readonly=on --disk data.img \\
           --net tap=vmtap0 --cpus 4 --memory 2G
       A read-only root, a second disk, a network card.
+  microvm --kernel vmlinux --rootfs debian.img --cpus 4 \\
+          --net tap=vmtap0,queues=4,mtu=9000,rate=100M
+      A card with a queue for each vCPU, large packets and a limit.
   microvm --kernel bzImage --initrd initrd.img --cmdline 'quiet' \\
           --serial file=guest.log
       A distribution's kernel with its initrd; no console here.
@@ -149,10 +155,45 @@ pub struct Args {
     )]
     disks: Vec<Disk>,
 
-    /// A network card on a TAP interface; may be given more than once
+    /// A network card; may be given more than once
     ///
-    /// Without mac= the address is derived from the interface's name.
-    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", help_heading = "The machine")]
+    /// tap=NAME connects it to a TAP interface of the host. user needs neither
+    /// an interface nor root: what the guest sends leaves the host as your own
+    /// connections do. The guest finds its address by DHCP: 10.0.2.15, its
+    /// gateway 10.0.2.2, and its name server, which asks the host's, 10.0.2.3.
+    ///   mac=ADDRESS         [default: derived from the interface's name, or
+    ///                       the card's number]
+    ///   rate=SIZE[:BURST], ops=N[:BURST]
+    ///                       bytes and frames in a second, and at once after
+    ///                       a rest, in each direction [default: no limit]
+    /// With user:
+    ///   hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT
+    ///                       what comes to that address and port of the host
+    ///                       goes to that port of the guest; as often as
+    ///                       wanted [default address: 127.0.0.1]
+    ///   host-loopback=on|off
+    ///                       the guest reaches what listens on the host's
+    ///                       127.0.0.1 as its gateway [default: off]
+    ///   backend=auto|passt|internal
+    ///                       who moves the frames; auto is passt where it is
+    ///                       installed and works, else microvm itself, for
+    ///                       IPv4 only [default: auto]
+    /// With tap=:
+    ///   mtu=N               the guest's largest packet and the interface's,
+    ///                       which is set where microvm may
+    ///                       [default: the interface's own]
+    ///   queues=N            1 to 16 pairs of queues [default: one for each
+    ///                       vCPU, at most 8, if the interface was made with
+    ///                       multi_queue, else one]
+    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
+    ///                       but a guest then speaks to the kernel itself;
+    ///                       auto where it can [default: off]
+    #[arg(
+        verbatim_doc_comment,
+        long = "net",
+        value_name = "user|tap=NAME[,FIELD=VALUE]…",
+        help_heading = "The machine"
+    )]
     nets: Vec<Net>,
 
     /// Sockets between guest and host, through Unix sockets of the host
@@ -294,6 +335,17 @@ pub enum Command {
     /// Exits with 0 if Linux guests can run here, with 4 if not.
     Doctor {
         /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is virtualized how: Xen's table, as it is on this host
+    ///
+    /// A guest of a few instructions measures what the host does about
+    /// privileged instructions and page tables, in less than a second. Exits
+    /// with 0 if that is known, with 4 if not.
+    #[command(verbatim_doc_comment)]
+    Spectrum {
+        /// Print the table and what it rests on as JSON
         #[arg(long)]
         json: bool,
     },

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use vmm::host::doctor::{Check, Report, State};
 
 /// Where lines end on a terminal.
-const WIDTH: usize = 80;
+pub const WIDTH: usize = 80;
 /// Where values begin.
 const INDENT: usize = 27;
 
@@ -70,7 +70,8 @@ fn write_text(out: &mut String, text: &str, style: Style) {
     out.push('\n');
 }
 
-fn paint(text: &str, colour: &str, style: Style) -> String {
+/// `text` in a colour of the terminal's, if it may have one.
+pub fn paint(text: &str, colour: &str, style: Style) -> String {
     if style.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 

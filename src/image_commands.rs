@@ -1,17 +1,19 @@
-//! `build`, `inspect` and `cache`: images as a user handles them.
+//! `build`, `inspect`, `pull` and `cache`: images as a user handles them.
 
 use crate::{Error, print};
 use clap::Subcommand;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use job::image::build::{Options, build};
+use job::image::build::{Options, Summary, build, build_unpacked};
 use job::image::cache::{Cache, Cached};
 use job::image::config::Description;
 use job::image::inspect::{Report, inspect};
 use job::image::progress::Progress;
+use job::image::registry::{RemoteName, pull};
+use job::image::source::unpack_image;
 use job::image::{self, Reference};
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vmm::config::Size;
 use vmm::exit::status;
 
@@ -53,6 +55,22 @@ pub enum ImageCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Fetch an image from a registry, and make one portable file of it
+    ///
+    /// NAME is HOST[:PORT]/NAME[:TAG][@DIGEST]; no registry is meant if none
+    /// is named. What podman login or docker login wrote is used. Blobs are
+    /// kept in the cache: what broke off is taken up again, and what images
+    /// share is fetched once.
+    #[command(verbatim_doc_comment)]
+    Pull {
+        /// What to fetch
+        name: String,
+        /// The file to make [default: NAME_TAG.img]
+        image: Option<PathBuf>,
+        /// Speak HTTP without TLS, as is done with this host itself
+        #[arg(long)]
+        plain_http: bool,
+    },
     /// Show or empty the cache of images
     ///
     /// It is in $XDG_CACHE_HOME/microvm/images, or ~/.cache/microvm/images.
@@ -89,8 +107,20 @@ pub fn run(command: ImageCommand) -> Result<u8, Error> {
             let mut bar = Bar::default();
             let built = build(&Reference::parse(&source)?, &image, options, &mut bar)?;
             bar.finish();
-            let (size, files) = (HumanBytes(built.size), built.inodes);
-            print(&format!("{}: {size}, {files} files\n", image.display()))?;
+            told(&image, &built)?;
+        }
+        ImageCommand::Pull { name, image, plain_http } => {
+            let name = RemoteName::parse(&name)?;
+            let output = image.unwrap_or_else(|| name.file_name().into());
+            let cache = Cache::of_user()?;
+            let options = Options { all_root: false, latest: source_date_epoch()? };
+            let mut bar = Bar::default();
+            let found = pull(&name, &cache, plain_http, &mut bar)?;
+            let unpacked = unpack_image(found, cache.directory(), &mut bar)?;
+            let built = build_unpacked(unpacked, &output, options, &mut bar)?;
+            bar.finish();
+            cache.prune_to_size(None)?;
+            told(&output, &built)?;
         }
         ImageCommand::Inspect { image, json } => {
             let report = inspect(&Reference::parse(&image)?)?;
@@ -108,6 +138,11 @@ pub fn run(command: ImageCommand) -> Result<u8, Error> {
         }
     }
     Ok(status::OK)
+}
+
+fn told(path: &Path, built: &Summary) -> Result<(), Error> {
+    let (size, files) = (HumanBytes(built.size), built.inodes);
+    print(&format!("{}: {size}, {files} files\n", path.display()))
 }
 
 /// <https://reproducible-builds.org/specs/source-date-epoch/>

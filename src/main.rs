@@ -6,6 +6,7 @@ mod doctor;
 mod image_commands;
 mod logger;
 mod run;
+mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
+        Some(Command::Spectrum { json }) => show_spectrum(json),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
@@ -123,15 +125,34 @@ fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
 fn examine(json: bool) -> Result<u8, Error> {
     let report = host::doctor::examine();
     if json {
-        let text = serde_json::to_string_pretty(&report).map_err(Error::Json)?;
-        print(&(text + "\n"))?;
+        print_json(&report)?;
     } else {
-        let wrap = io::stdout().is_terminal();
-        // NO_COLOR counts when it is not empty (no-color.org).
-        let colour = wrap && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        print(&doctor::table(&report, doctor::Style { wrap, colour }))?;
+        print(&doctor::table(&report, style()))?;
     }
     Ok(if report.linux_guests { status::OK } else { status::HOST })
+}
+
+fn show_spectrum(json: bool) -> Result<u8, Error> {
+    let report = host::spectrum::examine();
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&spectrum::text(&report, style()))?;
+    }
+    Ok(if report.is_known() { status::OK } else { status::HOST })
+}
+
+/// For standard output, whatever it is.
+fn style() -> doctor::Style {
+    let wrap = io::stdout().is_terminal();
+    // NO_COLOR counts when it is not empty (no-color.org).
+    let colour = wrap && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    doctor::Style { wrap, colour }
+}
+
+fn print_json(report: &impl serde::Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(report).map_err(Error::Json)?;
+    print(&(text + "\n"))
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::timerfd::TimerFd;
 
 const NANOS: u128 = 1_000_000_000;
+/// What waits is let go this much later than it could, and more of it at once:
+/// a timer for each packet would cost more than the packet.
+const BATCH: Duration = Duration::from_millis(1);
 
 /// A limit, as it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,13 +61,23 @@ impl Bucket {
     /// How long until there is anything to take; zero: there is.
     fn wait(&self) -> Duration {
         match u128::try_from(-self.level) {
-            // Rounded up: a timer that is early would only be set again.
-            Ok(debt) => {
-                let nanos = (debt + 1).div_ceil(self.rate.per_second.max(1).into());
-                Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-            }
+            Ok(debt) => self.time(debt + 1),
             Err(_) => Duration::ZERO,
         }
+    }
+
+    /// How long until there is enough to go on with: no more than the bucket
+    /// holds, so that nothing is lost while nobody takes.
+    fn pause(&self) -> Duration {
+        let full = self.time(u128::from(self.rate.burst) * NANOS);
+        self.wait() + BATCH.min(full / 2)
+    }
+
+    /// How long so many billionths of a token take to come. Rounded up: a timer
+    /// that is early would only be set again.
+    fn time(&self, parts: u128) -> Duration {
+        let nanos = parts.div_ceil(self.rate.per_second.max(1).into());
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
 
@@ -74,6 +87,8 @@ pub struct Limiter {
     bytes: Option<Bucket>,
     operations: Option<Bucket>,
     timer: TimerFd,
+    /// When the timer runs out, if it is set.
+    until: Option<Instant>,
 }
 
 impl Limiter {
@@ -83,25 +98,32 @@ impl Limiter {
         let bucket = |rate: Option<Rate>| rate.map(|rate| Bucket::new(rate, now));
         // Never read: each time that it runs out is an edge of its own.
         let timer = TimerFd::new()?;
-        Ok(Self { bytes: bucket(bytes), operations: bucket(operations), timer })
+        Ok(Self { bytes: bucket(bytes), operations: bucket(operations), timer, until: None })
     }
 
     /// Whether something may happen now. If not, the timer is set to when it may.
     pub fn ready(&mut self) -> bool {
         let now = Instant::now();
-        let mut wait = Duration::ZERO;
+        if self.until.is_some_and(|until| now < until) {
+            return false;
+        }
+        self.until = None;
+        let mut pause = Duration::ZERO;
         for bucket in [&mut self.bytes, &mut self.operations].into_iter().flatten() {
             bucket.refill(now);
-            wait = wait.max(bucket.wait());
+            if !bucket.wait().is_zero() {
+                pause = pause.max(bucket.pause());
+            }
         }
-        if wait.is_zero() {
+        if pause.is_zero() {
             return true;
         }
-        if let Err(e) = self.timer.reset(wait, None) {
+        if let Err(e) = self.timer.reset(pause, None) {
             // Without a timer nothing would ever go on: better too fast.
             log::error!("rate limit: timer: {e}");
             return true;
         }
+        self.until = Some(now + pause);
         false
     }
 
@@ -133,7 +155,9 @@ mod tests {
         for (size, pause) in sizes.iter().zip(pauses.iter().cycle()) {
             now += Duration::from_nanos(*pause);
             bucket.refill(now);
-            now += bucket.wait();
+            if !bucket.wait().is_zero() {
+                now += bucket.pause();
+            }
             bucket.refill(now);
             assert_eq!(bucket.wait(), Duration::ZERO, "{bucket:?}");
             bucket.level -= i128::from(*size) * NANOS as i128;

@@ -2,8 +2,10 @@
 
 mod doctor;
 mod guest;
+mod images;
 mod options;
 mod running;
+mod spectrum;
 mod terminal;
 
 use std::process::{Command, Output, Stdio};

@@ -111,14 +111,24 @@ impl Guest {
     }
 
     /// Starts it with its streams on pipes.
-    pub fn start(mut self) -> Started {
+    pub fn start(self) -> Started {
+        self.start_with(|_| Ok(())).expect("starting the monitor")
+    }
+
+    /// The same after `prepare` has changed the command.
+    pub fn start_with(
+        mut self,
+        prepare: impl FnOnce(&mut Command) -> std::io::Result<()>,
+    ) -> std::io::Result<Started> {
         let stdin = std::mem::replace(&mut self.stdin, Stdio::null());
         let mut command = self.command();
+        prepare(&mut command)?;
         let child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.expect("starting the monitor");
+        let mut child = child?;
         let console = Reader::new(child.stdout.take().expect("a pipe"));
         let stderr = Reader::new(child.stderr.take().expect("a pipe"));
-        Started { child, console, stderr, _scratch: self.scratch, deadline: Instant::now() + LIMIT }
+        let deadline = Instant::now() + LIMIT;
+        Ok(Started { child, console, stderr, _scratch: self.scratch, deadline })
     }
 
     /// Starts it and waits for its end.

@@ -19,7 +19,9 @@ mod metrics;
 mod net;
 mod pci;
 mod share;
+mod spectrum;
 mod streams;
+mod usernet;
 mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         disk::tests(),
         block::tests(),
         net::tests(),
+        usernet::tests(),
         pci::tests(),
         vsock::tests(),
         metrics::tests(),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         console::tests(),
         hvc::tests(),
         input::tests(),
+        spectrum::tests(),
         job::tests(),
     ];
     let (part, parts) = rig::part();

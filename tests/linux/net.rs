@@ -1,11 +1,15 @@
 //! virtio-net on a TAP, with the host's own network stack at the other end.
 
 use crate::guest::{Guest, check};
-use crate::{Verdict, trial};
+use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
+use serde_json::Value;
+use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::Command;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub fn tests() -> Vec<Trial> {
@@ -13,6 +17,11 @@ pub fn tests() -> Vec<Trial> {
         trial("net::a_guest_and_its_host_ping_each_other", ping),
         trial("net::ten_mib_arrive_whole_both_ways", transfer),
         trial("net::the_mac_address_is_the_one_asked_for", mac),
+        trial("net::queues_and_jumbo_frames_over_mmio", || streams("mmio", "off")),
+        trial("net::queues_and_jumbo_frames_over_pci", || streams("pci", "off")),
+        trial("net::the_kernel_moves_the_frames_over_mmio", || streams("mmio", "on")),
+        trial("net::the_kernel_moves_the_frames_over_pci", || streams("pci", "on")),
+        trial("net::limits_hold_within_5_percent_each_way", limits),
     ]
 }
 
@@ -29,8 +38,17 @@ fn ip(args: &str) -> bool {
 impl HostTap {
     /// `None` where the caller may not make interfaces.
     pub fn new(name: &'static str, net: u8) -> Option<Self> {
+        Self::made(name, net, "mode tap")
+    }
+
+    /// The same, for several queues.
+    fn of_several_queues(name: &'static str, net: u8) -> Option<Self> {
+        Self::made(name, net, "mode tap multi_queue")
+    }
+
+    fn made(name: &'static str, net: u8, kind: &str) -> Option<Self> {
         ip(&format!("link del {name}"));
-        let made = ip(&format!("tuntap add {name} mode tap"))
+        let made = ip(&format!("tuntap add {name} {kind}"))
             && ip(&format!("addr add 10.77.{net}.1/24 dev {name}"))
             && ip(&format!("link set {name} up"));
         made.then_some(Self { name, net })
@@ -43,11 +61,19 @@ impl HostTap {
 
     /// A guest with the other address.
     pub fn guest(&self, script: &str) -> Guest {
+        self.guest_with("", script)
+    }
+
+    /// The same with more fields of `--net`.
+    fn guest_with(&self, fields: &str, script: &str) -> Guest {
         let setup = format!(
             "ip link set lo up; ip addr add 10.77.{}.2/24 dev eth0; ip link set eth0 up\n",
             self.net
         );
-        Guest::tiny().script(&(setup + script)).arg("--net").arg(format!("tap={}", self.name))
+        Guest::tiny()
+            .script(&(setup + script))
+            .arg("--net")
+            .arg(format!("tap={}{fields}", self.name))
     }
 }
 
@@ -120,5 +146,147 @@ fn mac() -> Verdict {
         "the address is the one asked for",
         &outcome,
     )?;
+    Ok(Completion::Completed)
+}
+
+/// The host's iperf3, listening; gone when it is dropped.
+struct Iperf(Child);
+
+impl Iperf {
+    /// `None` where it is not installed.
+    fn listen(address: &str) -> Option<Self> {
+        let mut server = Command::new("iperf3");
+        server.args(["-s", "-B", address]).stdout(Stdio::null()).spawn().ok().map(Self)
+    }
+}
+
+impl Drop for Iperf {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Two vCPUs, a pair of queues each: iperf3 both ways, packets of 9000 bytes,
+/// and all of it again for a driver that was unbound.
+fn streams(transport: &str, vhost: &str) -> Verdict {
+    let Some(tap) = HostTap::of_several_queues("mvmany", 4) else { return unavailable() };
+    if vhost == "on" && File::options().write(true).open("/dev/vhost-net").is_err() {
+        return Ok(Completion::ignored_with("/dev/vhost-net is missing or not ours to open"));
+    }
+    let Some(_iperf) = Iperf::listen(&tap.host()) else {
+        return Ok(Completion::ignored_with(
+            "mounting the tools' disk needs root and loop devices",
+        ));
+    };
+    let host = tap.host();
+    let script = format!(
+        "mount -t ext4 -o ro /dev/vdc /mnt; mount -t tmpfs tmp /mnt/tmp; mount -t devtmpfs dev /mnt/dev
+         net=/sys/class/net/eth0
+         echo rx=$(ls -d $net/queues/rx-* | wc -l); echo tx=$(ls -d $net/queues/tx-* | wc -l)
+         echo mtu=$(cat $net/mtu); echo features=$(cat $net/device/features)
+         iperf() {{ chroot /mnt /usr/bin/iperf3 -c {host} -n 3M -P 2 \"$@\" >/tmp/out || {{ cat /tmp/out; exit 1; }}; }}
+         all() {{ ping -c 2 -s 8972 -W 5 {host} || exit 1; iperf; iperf -R; }}
+         all
+         echo calls=$(sed -n 's/ .*-input\\.[01]$/&/p' /proc/interrupts | awk '{{ if ($2 + $3 > 0) n++ }} END {{ print n + 0 }}')
+         card=$(basename $(readlink $net/device)); cd /sys/bus/virtio/drivers/virtio_net
+         echo $card >unbind; echo $card >bind
+         ip addr add 10.77.4.2/24 dev eth0; ip link set eth0 up; all
+         echo again=$(ls -d $net/queues/rx-* | wc -l)"
+    );
+    let report = tempfile::NamedTempFile::new()?;
+    let outcome = tap
+        .guest_with(&format!(",mtu=9000,vhost={vhost}"), &script)
+        .arg("--disk")
+        .arg(format!("path={},readonly=on", kit::tools().display()))
+        .arg("--cpus=2")
+        .arg("--transport")
+        .arg(transport)
+        .arg("--metrics")
+        .arg(format!("file={}", report.path().display()))
+        .run()?
+        .script_passed()?;
+    for (name, wanted) in [("rx", 2), ("tx", 2), ("again", 2), ("mtu", 9000)] {
+        check(outcome.count(name)? == wanted, name, &outcome)?;
+    }
+    if transport == "pci" {
+        check(outcome.count("calls")? == 2, "both receive queues interrupt", &outcome)?;
+    }
+    let features = outcome.value("features")?.as_bytes();
+    let has = |bit: usize| features.get(bit) == Some(&b'1');
+    // MTU, the offloads both ways, mergeable buffers, the control queue, MQ.
+    let all = [0, 1, 2, 3, 7, 8, 9, 11, 12, 13, 15, 17, 22, 23].into_iter().all(has);
+    check(all, "the driver takes all that is offered", &outcome)?;
+    check(has(54) == has(56) && has(55) == has(56), "UDP segmentation both ways", &outcome)?;
+    let text = std::fs::read_to_string(report.path())?;
+    let last: Value = serde_json::from_str(text.lines().last().unwrap_or_default())?;
+    let of = |path: &str| last.pointer(path).and_then(Value::as_u64);
+    let doorbells = [1, 3].map(|q| of(&format!("/devices/net0/queues/{q}/doorbells")).unwrap_or(0));
+    match vhost {
+        "on" => {
+            check(doorbells == [0, 0], &format!("they are the kernel's: {last}"), &outcome)?;
+            check(of("/devices/net0/tx_frames").is_none(), "it counts them itself", &outcome)?;
+        }
+        _ => {
+            check(doorbells.iter().all(|n| *n > 0), &format!("both are used: {last}"), &outcome)?;
+            let frames = |q| of(&format!("/devices/net0/queues/{q}/frames")).unwrap_or(0);
+            let sum = frames(0) + frames(2);
+            check(of("/devices/net0/rx_frames") == Some(sum), "queues add up", &outcome)?;
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+/// More is sent than may be, on a card for each limit and direction; what gets
+/// through is counted in the guest and by its clock.
+fn limits() -> Verdict {
+    let taps = [("mvlim5", 5), ("mvlim6", 6), ("mvlim7", 7), ("mvlim8", 8)];
+    let taps: Option<Vec<HostTap>> =
+        taps.into_iter().map(|(n, net)| HostTap::new(n, net)).collect();
+    let Some(taps) = taps else { return unavailable() };
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let flood = std::thread::spawn(move || {
+        let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else { return };
+        while !stopped.load(Ordering::Relaxed) {
+            // Nobody is there at first, and later the way is full.
+            let _ = socket.send_to(&[0; 1000], "10.77.5.2:9");
+            let _ = socket.send_to(&[0; 100], "10.77.6.2:9");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    let listeners =
+        [TcpListener::bind((taps[2].host(), 9))?, TcpListener::bind((taps[3].host(), 9))?];
+    for listener in listeners {
+        std::thread::spawn(move || {
+            let accepted = listener.accept();
+            accepted.and_then(|(mut from, _)| std::io::copy(&mut from, &mut std::io::sink()))
+        });
+    }
+    let script = "for i in 1 2 3; do ip addr add 10.77.$((i + 5)).2/24 dev eth$i; ip link set eth$i up; done
+        now() { read -r up rest </proc/uptime; echo ${up%.*}${up#*.}; }
+        at() { read -r $1 </sys/class/net/$2/statistics/$3; }
+        look() { at a eth0 rx_bytes; at b eth1 rx_packets; at c eth2 tx_bytes; at d eth3 tx_packets; }
+        nc 10.77.7.1 9 </dev/zero & nc 10.77.8.1 9 </dev/zero &
+        sleep 3; start=$(now); look; set -- $a $b $c $d
+        sleep 8; time=$(($(now) - start)); look
+        echo rx_bytes=$(((a - $1) * 100 / time)); echo rx_frames=$(((b - $2) * 10000 / time))
+        echo tx_bytes=$(((c - $3) * 100 / time)); echo tx_frames=$(((d - $4) * 10000 / time))";
+    let mut guest = taps[0].guest_with(",rate=64K:64K", script);
+    for (tap, limit) in taps.iter().skip(1).zip(["ops=50:50", "rate=64K:64K", "ops=10:10"]) {
+        guest = guest.arg("--net").arg(format!("tap={},{limit}", tap.name));
+    }
+    let outcome = guest.run();
+    stop.store(true, Ordering::Relaxed);
+    flood.join().map_err(|_| "the flood panicked")?;
+    let outcome = outcome?.script_passed()?;
+    // Frames in hundredths, so that rounding does not decide.
+    for (name, wanted) in
+        [("rx_bytes", 64 << 10), ("rx_frames", 5000), ("tx_bytes", 64 << 10), ("tx_frames", 1000)]
+    {
+        let got = outcome.count(name)?;
+        let holds = got * 100 <= wanted * 105 && got * 100 >= wanted * 95;
+        check(holds, &format!("{name}: {got} is within 5 % of {wanted}"), &outcome)?;
+    }
     Ok(Completion::Completed)
 }

@@ -70,6 +70,10 @@ impl TestArguments {
         let kit = Kit::prepare()?;
         heading("unit tests, property tests, guests");
         tally.add(self.cargo_tests()?);
+        if self.wants("spectrum::shadow_page_tables_are_seen") {
+            heading("shadow page tables");
+            tally.add(verdict("spectrum::shadow_page_tables_are_seen", shadow_page_tables));
+        }
         if self.wants("vtx::boot_smp_block_and_network") {
             if self.no_vtx {
                 tally.skipped += 1;
@@ -134,6 +138,26 @@ fn verdict(name: &str, test: impl FnOnce() -> Result<()>) -> Tally {
         }
     }
     tally
+}
+
+/// The fourth column of Xen's table without nested paging: the processor still
+/// runs ring 0, and page tables are KVM's business.
+fn shadow_page_tables() -> Result<()> {
+    let monitor = workspace::build_monitor()?;
+    let options = Options { nested_paging: false, ..Options::default() };
+    let command = [monitor.into_os_string(), "spectrum".into(), "--json".into()];
+    let output = options.output(&command)?;
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| e.to_string().into());
+    let how = |half: &str| report[half]["how"].as_str().unwrap_or_default();
+    if (output.status, how("privileged_instructions"), how("page_tables")) != (0, "VH", "VS") {
+        anyhow::bail!(
+            "status {}; {report:#}\nstandard error:\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
 }
 
 /// The monitor under VT-x: a guest with two processors boots from its disk,

@@ -1,10 +1,13 @@
-//! What stands behind a device: disk images, taps, Unix sockets, the host's
+//! What stands behind a device: disk images, taps, user-mode networks, Unix sockets, the host's
 //! entropy and console.
 
 pub mod console;
 pub mod disk;
+pub mod passt;
 pub mod port;
 pub mod prepared;
 pub mod share;
 pub mod tap;
+pub mod user;
+pub mod vhost;
 pub mod vsock;

@@ -16,6 +16,9 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 const TUNSETIFF: c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
+const TUNSETQUEUE: c_ulong = 0x4004_54d9;
+const IFF_ATTACH_QUEUE: c_int = 0x0200;
+const IFF_DETACH_QUEUE: c_int = 0x0400;
 const TUN_F_CSUM: c_uint = 0x01;
 const TUN_F_TSO4: c_uint = 0x02;
 const TUN_F_TSO6: c_uint = 0x04;
@@ -25,6 +28,10 @@ const TUN_F_USO6: c_uint = 0x40;
 /// `linux/sockios.h`.
 const SIOCGIFFLAGS: c_ulong = 0x8913;
 const SIOCGIFMTU: c_ulong = 0x8921;
+const SIOCSIFMTU: c_ulong = 0x8922;
+const SIOCETHTOOL: c_ulong = 0x8946;
+/// `linux/ethtool.h`.
+const ETHTOOL_GLINK: u32 = 0x0a;
 
 /// Size of the virtio header in front of each frame.
 const HEADER: c_int = 12;
@@ -69,6 +76,24 @@ pub enum TapError {
         /// The interface.
         tap: String,
     },
+    /// Several queues were asked for, and it was made for one.
+    #[error(
+        "net {tap}: made for one queue: make it with: ip tuntap add {tap} mode tap multi_queue user $USER; or give queues=1"
+    )]
+    OneQueue {
+        /// The interface.
+        tap: String,
+    },
+    /// The interface has another MTU, which the caller may not change.
+    #[error("net {tap}: its MTU is {has}, not {wanted}: ip link set {tap} mtu {wanted}")]
+    Mtu {
+        /// The interface.
+        tap: String,
+        /// Its MTU.
+        has: u16,
+        /// The one asked for.
+        wanted: u16,
+    },
     /// There is an interface of that name, and it is no TAP.
     #[error("net {tap}: not a TAP interface; {}", create(tap))]
     Kind {
@@ -95,48 +120,122 @@ fn create(tap: &str) -> String {
     )
 }
 
-/// An open TAP.
+/// How many queues of a TAP are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queues {
+    /// So many, or else it is an error.
+    Exactly(usize),
+    /// So many if it has been made for several, else one.
+    UpTo(usize),
+}
+
+/// A queue of an open TAP.
 #[derive(Debug)]
 pub struct Tap {
+    name: String,
     file: File,
     segments_udp: bool,
+    /// Frames come to this queue.
+    attached: bool,
     /// The interface's MTU, where it could be read.
     pub mtu: Option<u16>,
 }
 
 impl Tap {
-    /// Opens the interface `tap`, or makes it where the caller may.
+    /// Opens the interface `tap`, or makes it where the caller may, with one
+    /// queue.
     pub fn open(tap: &str) -> Result<Self, TapError> {
         let name = || tap.to_owned();
+        let found = Self::open_queues(tap, Queues::Exactly(1))?.pop();
+        let source = io::Error::other("no queue");
+        found.ok_or_else(|| TapError::Io { tap: name(), what: "TUNSETIFF", source })
+    }
+
+    /// The same with several queues. Only the first one takes part at once.
+    pub fn open_queues(tap: &str, wanted: Queues) -> Result<Vec<Self>, TapError> {
         if !is_name(tap) {
-            return Err(TapError::Name { tap: name() });
+            return Err(TapError::Name { tap: tap.to_owned() });
         }
+        let taken = has_carrier(tap);
+        let (Queues::Exactly(count) | Queues::UpTo(count)) = wanted;
+        let first = match (count, wanted) {
+            (0 | 1, _) => Self::attach(tap, false).or_else(|e| match e {
+                TapError::Kind { .. } => Self::attach(tap, true),
+                e => Err(e),
+            })?,
+            (_, Queues::UpTo(_)) => match Self::attach(tap, true) {
+                Err(TapError::Kind { .. }) => {
+                    let one = Self::attach(tap, false)?;
+                    warn_if_down(tap);
+                    return Ok(vec![one]);
+                }
+                other => other?,
+            },
+            (_, Queues::Exactly(_)) => Self::attach(tap, true).map_err(|e| match e {
+                TapError::Kind { tap } if Self::attach(&tap, false).is_ok() => {
+                    TapError::OneQueue { tap }
+                }
+                e => e,
+            })?,
+        };
+        // Several programs can share the queues of one interface, and each
+        // would miss what the others get.
+        if taken {
+            return Err(TapError::Busy { tap: tap.to_owned() });
+        }
+        let mut queues = vec![first];
+        for _ in 1..count {
+            let mut more = Self::attach(tap, true)?;
+            let error = |source| TapError::Io { tap: tap.to_owned(), what: "TUNSETQUEUE", source };
+            more.enable(false).map_err(error)?;
+            queues.push(more);
+        }
+        warn_if_down(tap);
+        Ok(queues)
+    }
+
+    /// Opens one queue of an interface that has one, or several.
+    fn attach(tap: &str, several: bool) -> Result<Self, TapError> {
+        let name = || tap.to_owned();
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         let file = File::options().read(true).write(true).custom_flags(flags).open(TUN_DEVICE);
         let file = file.map_err(|source| TapError::Driver { tap: name(), source })?;
         let existed = exists(tap);
-        attach(&file, tap).map_err(|source| match source.raw_os_error() {
+        attach(&file, tap, several).map_err(|source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) if !existed => TapError::Missing { tap: name() },
             Some(libc::EPERM | libc::EACCES) => TapError::Permission { tap: name() },
             Some(libc::EBUSY) => TapError::Busy { tap: name() },
             Some(libc::EINVAL) => TapError::Kind { tap: name() },
             _ => TapError::Io { tap: name(), what: "TUNSETIFF", source },
         })?;
+        let io = |what| move |source| TapError::Io { tap: name(), what, source };
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &HEADER) })
-            .map_err(|source| TapError::Io { tap: name(), what: "TUNSETVNETHDRSZ", source })?;
-        let mut opened = Self { file, segments_udp: false, mtu: mtu(tap) };
+            .map_err(io("TUNSETVNETHDRSZ"))?;
+        let (segments_udp, attached, mtu) = (false, true, mtu(tap));
+        let mut opened = Self { name: name(), file, segments_udp, attached, mtu };
         // USO came with Linux 6.2; asking is the only way to know.
         opened.segments_udp = opened.offload(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).is_ok();
-        opened.offload(0).map_err(|source| TapError::Io {
-            tap: name(),
-            what: "TUNSETOFFLOAD",
-            source,
-        })?;
-        if !is_up(tap).unwrap_or(true) {
-            log::warn!("net {tap}: the interface is down: ip link set {tap} up");
-        }
+        opened.offload(0).map_err(io("TUNSETOFFLOAD"))?;
         Ok(opened)
+    }
+
+    /// Makes sure that the interface has this MTU: sets it, where the caller may.
+    pub fn require_mtu(&mut self, wanted: u16) -> Result<(), TapError> {
+        if self.mtu == Some(wanted) {
+            return Ok(());
+        }
+        let mut request = interface_request(&self.name);
+        request.ifr_ifru.ifru_mtu = wanted.into();
+        if let Err(source) = ask(&mut request, SIOCSIFMTU) {
+            let tap = self.name.clone();
+            return Err(match (source.raw_os_error(), self.mtu) {
+                (Some(libc::EPERM), Some(has)) => TapError::Mtu { tap, has, wanted },
+                _ => TapError::Io { tap, what: "setting its MTU", source },
+            });
+        }
+        self.mtu = Some(wanted);
+        Ok(())
     }
 
     fn offload(&self, bits: c_uint) -> io::Result<()> {
@@ -160,18 +259,17 @@ fn exists(name: &str) -> bool {
 }
 
 /// Ties `file` to the interface `tap`, made for one queue or for several.
-fn attach(file: &File, tap: &str) -> io::Result<()> {
+fn attach(file: &File, tap: &str, several: bool) -> io::Result<()> {
     let one = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let set = |flags: c_int| {
-        let mut request = interface_request(tap);
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes one ifreq.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) })
-    };
-    match set(one) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => set(one | libc::IFF_MULTI_QUEUE),
-        other => other,
-    }
+    let flags = if several { one | libc::IFF_MULTI_QUEUE } else { one };
+    set_flags(file, tap, TUNSETIFF, flags)
+}
+
+fn set_flags(file: &File, tap: &str, what: c_ulong, flags: c_int) -> io::Result<()> {
+    let mut request = interface_request(tap);
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF and TUNSETQUEUE read, and may write, one ifreq.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), what, &mut request) })
 }
 
 /// An ifreq for the interface `name`, which [`is_name`] has accepted.
@@ -187,16 +285,31 @@ fn interface_request(name: &str) -> libc::ifreq {
 
 /// Asks the network stack about the interface `name`.
 fn query(name: &str, what: c_ulong) -> io::Result<libc::ifreq> {
+    let mut request = interface_request(name);
+    ask(&mut request, what)?;
+    Ok(request)
+}
+
+fn ask(request: &mut libc::ifreq, what: c_ulong) -> io::Result<()> {
     // SAFETY: socket takes numbers, and the descriptor is nobody else's.
     let socket = unsafe {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
         check(fd)?;
         OwnedFd::from_raw_fd(fd)
     };
+    // SAFETY: the requests read and write one ifreq and, if it has a pointer,
+    // what that points at.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, request) })
+}
+
+/// Whether some program has the interface `name`, which is up: a TAP has a
+/// carrier as long as it has a queue.
+fn has_carrier(name: &str) -> bool {
+    // `struct ethtool_value`.
+    let mut value = [ETHTOOL_GLINK, 0];
     let mut request = interface_request(name);
-    // SAFETY: the SIOCGIF requests read and write one ifreq.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &mut request) })?;
-    Ok(request)
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    exists(name) && ask(&mut request, SIOCETHTOOL).is_ok() && value[1] != 0
 }
 
 /// The MTU of the interface `name`.
@@ -204,6 +317,12 @@ fn mtu(name: &str) -> Option<u16> {
     let request = query(name, SIOCGIFMTU).ok()?;
     // SAFETY: SIOCGIFMTU has filled in the MTU.
     u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).ok()
+}
+
+fn warn_if_down(tap: &str) {
+    if !is_up(tap).unwrap_or(true) {
+        log::warn!("net {tap}: the interface is down: ip link set {tap} up");
+    }
 }
 
 fn is_up(name: &str) -> io::Result<bool> {
@@ -283,6 +402,15 @@ impl NetBackend for Tap {
 
     fn source(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
+    }
+
+    fn enable(&mut self, on: bool) -> io::Result<()> {
+        if on != self.attached {
+            let flag = if on { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+            set_flags(&self.file, &self.name, TUNSETQUEUE, flag)?;
+            self.attached = on;
+        }
+        Ok(())
     }
 }
 

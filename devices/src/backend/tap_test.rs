@@ -36,17 +36,18 @@ fn bring_up(name: &str) {
     }
 }
 
-/// A socket that sees the frames of an interface.
-fn packet_socket(name: &str) -> OwnedFd {
+/// A socket for frames of an interface: it sees those of one EtherType; with 0
+/// it sees none, and its own are whatever they say.
+fn packet_socket(name: &str, protocol: u16) -> OwnedFd {
     let name = CString::new(name).unwrap();
     // SAFETY: the structure is plain data, and each call gets its true size.
     unsafe {
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK;
-        let fd = libc::socket(libc::AF_PACKET, kind, c_int::from(ETHERTYPE.to_be()));
+        let fd = libc::socket(libc::AF_PACKET, kind, c_int::from(protocol.to_be()));
         check(fd).unwrap();
         let mut address: libc::sockaddr_ll = std::mem::zeroed();
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = ETHERTYPE.to_be();
+        address.sll_protocol = protocol.to_be();
         address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
         let len = size_of_val(&address) as u32;
         check(libc::bind(fd, (&raw const address).cast(), len)).unwrap();
@@ -80,7 +81,7 @@ fn frames_go_both_ways() {
         assert_eq!(tap.mtu, Some(1500));
         assert!(!is_up("mvtest0").unwrap());
         bring_up("mvtest0");
-        let socket = packet_socket("mvtest0");
+        let socket = packet_socket("mvtest0", ETHERTYPE);
 
         let sent = frame(1000);
         let mut with_header = [&[0; 12], sent.as_slice()].concat();
@@ -135,6 +136,88 @@ fn an_interface_that_cannot_be_used_is_named() {
         let error = Tap::open("lo").unwrap_err();
         assert!(matches!(error, TapError::Kind { .. }), "{error}");
         assert!(error.to_string().starts_with("net lo: "), "{error}");
+    });
+}
+
+#[test]
+fn an_interface_of_several_queues_gives_as_many_as_are_wanted() {
+    in_own_network(|| {
+        let mut queues = Tap::open_queues("mvtest0", Queues::UpTo(4)).unwrap();
+        assert_eq!(queues.len(), 4);
+        bring_up("mvtest0");
+        assert!(matches!(Tap::open("mvtest0"), Err(TapError::Busy { .. })), "others can't share");
+        let socket = packet_socket("mvtest0", 0);
+        let mut store = IoVecStore::new();
+        let sent = frame(100);
+        let mut came = [0; 4];
+        for round in 0..3 {
+            // One takes part, then all of them, then two.
+            for (i, queue) in queues.iter_mut().enumerate() {
+                queue.enable(i < [1, 4, 2][round]).unwrap();
+            }
+            for flow in 0..64u8 {
+                let mut bytes = sent.clone();
+                bytes[12..14].copy_from_slice(&[0x08, 0x00]);
+                // An IPv4 header, and a UDP one with a port for each flow.
+                bytes[14..34].copy_from_slice(&[
+                    0x45, 0, 0, 86, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, flow,
+                ]);
+                bytes[34..42].copy_from_slice(&[1, flow, 2, flow, 0, 66, 0, 0]);
+                // SAFETY: `bytes` has that many bytes.
+                let n = unsafe {
+                    libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0)
+                };
+                assert_eq!(n, 100);
+            }
+            came = [0; 4];
+            let mut buffer = [0u8; 2000];
+            wait(|| {
+                for (queue, came) in queues.iter_mut().zip(&mut came) {
+                    let mut list = IoVecs::from_slice(&mut store, &mut buffer);
+                    while let Some(len) = queue.receive(&mut list, &mut []).unwrap() {
+                        *came += i32::from(len == 112);
+                    }
+                }
+                (came.iter().sum::<i32>() == 64).then_some(())
+            });
+            let busy = came.iter().filter(|n| **n > 0).count();
+            match round {
+                0 => assert_eq!(came[0], 64, "{came:?}"),
+                1 => assert!(busy > 1, "{came:?}"),
+                _ => assert_eq!(came[2..], [0, 0], "{came:?}"),
+            }
+        }
+        assert!(came[0] + came[1] == 64);
+    });
+}
+
+#[test]
+fn an_interface_of_one_queue_keeps_working() {
+    in_own_network(|| {
+        let persist = |tap: &Tap| {
+            const TUNSETPERSIST: c_ulong = 0x4004_54cb;
+            // SAFETY: TUNSETPERSIST takes its argument by value.
+            check(unsafe { libc::ioctl(tap.file.as_raw_fd(), TUNSETPERSIST, 1) }).unwrap();
+        };
+        persist(&Tap::open("mvone").unwrap());
+        assert_eq!(Tap::open_queues("mvone", Queues::UpTo(4)).unwrap().len(), 1);
+        let error = Tap::open_queues("mvone", Queues::Exactly(4)).unwrap_err();
+        assert!(matches!(error, TapError::OneQueue { .. }), "{error}");
+        persist(&Tap::open_queues("mvmany", Queues::UpTo(2)).unwrap()[0]);
+        assert_eq!(Tap::open("mvmany").unwrap().mtu, Some(1500), "one of several will do");
+        assert_eq!(Tap::open_queues("mvmany", Queues::Exactly(3)).unwrap().len(), 3);
+    });
+}
+
+#[test]
+fn the_mtu_is_the_one_asked_for() {
+    in_own_network(|| {
+        let mut tap = Tap::open("mvtest0").unwrap();
+        tap.require_mtu(9000).unwrap();
+        assert_eq!((mtu("mvtest0"), tap.mtu), (Some(9000), Some(9000)));
+        tap.require_mtu(9000).unwrap();
+        let error = Tap::open("mvtest0").unwrap_err();
+        assert!(matches!(error, TapError::Busy { .. }), "{error}");
     });
 }
 

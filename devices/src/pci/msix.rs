@@ -132,6 +132,14 @@ impl Msix {
         self.fire(self.of_config.load(Ordering::SeqCst));
     }
 
+    /// The vector of a queue and its line, while a write to that is all that its
+    /// interrupt takes.
+    pub fn direct(&self, queue: usize) -> Option<(u16, &IrqLine)> {
+        let number = self.vector(Some(queue));
+        let vector = self.vectors.get(usize::from(number))?;
+        (!vector.held.load(Ordering::SeqCst)).then_some((number, &vector.line))
+    }
+
     /// The vector of a queue, or of the configuration.
     pub fn vector(&self, queue: Option<usize>) -> u16 {
         self.slot(queue).map_or(NO_VECTOR, |slot| slot.load(Ordering::SeqCst))

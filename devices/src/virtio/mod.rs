@@ -36,13 +36,15 @@ pub mod transport;
 pub mod vsock;
 pub mod worker;
 
+use crate::bus::lock;
 use crate::irq::IrqLine;
 use crate::pci::msix::Msix;
 use crate::state::{Saved, StateError};
 use queue::{QueueError, Vq};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Guest memory as devices see it.
 pub type Ram = vm_memory::GuestMemoryMmap<()>;
@@ -110,10 +112,14 @@ pub const INT_CONFIG: u32 = 2;
 #[derive(Debug)]
 pub struct Interrupt {
     signal: Signal,
+    /// Who raises it in our place.
+    caller: Mutex<Option<Delegate>>,
+    /// Someone else raises the line, so that `INT_VRING` may be the cause of it.
+    bypassed: AtomicBool,
     traffic: [Traffic; COUNTED_QUEUES],
     pending: AtomicU32,
     reported: AtomicU32,
-    needs_reset: std::sync::atomic::AtomicBool,
+    needs_reset: AtomicBool,
 }
 
 /// As many queues are counted one by one; the last one stands for all others.
@@ -126,6 +132,20 @@ pub struct Traffic {
     pub doorbells: AtomicU64,
     /// How often its driver was interrupted.
     pub interrupts: AtomicU64,
+}
+
+/// Who raises the interrupts of queues in the place of an [`Interrupt`].
+pub trait Caller: Send + Sync + std::fmt::Debug {
+    /// From now on, the interrupt of a queue is a write to `line`; `None`: it
+    /// goes through [`Interrupt::queue`].
+    fn call(&self, queue: usize, line: Option<&EventFd>);
+}
+
+#[derive(Debug)]
+struct Delegate {
+    caller: Arc<dyn Caller>,
+    /// The vector that it was told, for each queue.
+    told: Vec<Option<u16>>,
 }
 
 /// Where an interrupt goes.
@@ -149,6 +169,8 @@ impl Interrupt {
     fn with(signal: Signal) -> Self {
         Self {
             signal,
+            caller: Mutex::default(),
+            bypassed: false.into(),
             traffic: std::array::from_fn(|_| Traffic::default()),
             pending: AtomicU32::new(0),
             reported: AtomicU32::new(0),
@@ -175,6 +197,47 @@ impl Interrupt {
         match &self.signal {
             Signal::Line(_) => self.raise(INT_VRING),
             Signal::Messages(msix) => msix.queue(index),
+        }
+    }
+
+    /// Lets `caller` raise the interrupts of the first `queues` queues, until the
+    /// next reset: straight where that is possible.
+    pub fn delegate(&self, caller: Arc<dyn Caller>, queues: usize) {
+        let mut place = lock(&self.caller);
+        let mut told = vec![None; queues];
+        match &self.signal {
+            Signal::Line(line) => {
+                self.bypassed.store(true, Ordering::SeqCst);
+                (0..queues).for_each(|queue| caller.call(queue, Some(line.eventfd())));
+            }
+            Signal::Messages(msix) => {
+                for (queue, told) in told.iter_mut().enumerate() {
+                    let to = msix.direct(queue);
+                    caller.call(queue, to.map(|(_, line)| line.eventfd()));
+                    *told = to.map(|(vector, _)| vector);
+                }
+            }
+        }
+        *place = Some(Delegate { caller, told });
+    }
+
+    /// Raises all interrupts itself again.
+    pub fn delegate_no_more(&self) {
+        *lock(&self.caller) = None;
+    }
+
+    /// Vectors may have changed, or been masked or let go: tells the caller.
+    pub fn redirect(&self) {
+        let Signal::Messages(msix) = &self.signal else { return };
+        let mut caller = lock(&self.caller);
+        let Some(Delegate { caller, told }) = caller.as_mut() else { return };
+        for (queue, told) in told.iter_mut().enumerate() {
+            let to = msix.direct(queue);
+            let vector = to.map(|(vector, _)| vector);
+            if vector != *told {
+                caller.call(queue, to.map(|(_, line)| line.eventfd()));
+                *told = vector;
+            }
         }
     }
 
@@ -207,7 +270,12 @@ impl Interrupt {
     /// `InterruptStatus`: the causes not yet acknowledged.
     pub fn status(&self) -> u32 {
         let new = self.pending.swap(0, Ordering::SeqCst);
-        self.reported.fetch_or(new, Ordering::SeqCst) | new
+        self.reported.fetch_or(new, Ordering::SeqCst) | new | self.unseen()
+    }
+
+    /// What may have been a cause without our knowing.
+    fn unseen(&self) -> u32 {
+        if self.bypassed.load(Ordering::SeqCst) { INT_VRING } else { 0 }
     }
 
     /// `InterruptACK`: the driver has handled these causes.
@@ -220,6 +288,8 @@ impl Interrupt {
         self.pending.store(0, Ordering::SeqCst);
         self.reported.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
+        self.bypassed.store(false, Ordering::SeqCst);
+        self.delegate_no_more();
         if let Signal::Messages(msix) = &self.signal {
             msix.forget_vectors();
         }
@@ -228,7 +298,7 @@ impl Interrupt {
     /// Causes and `needs_reset`, for the transport's saved state.
     pub fn save(&self) -> (u32, bool) {
         let causes = self.pending.load(Ordering::SeqCst) | self.reported.load(Ordering::SeqCst);
-        (causes, self.needs_reset())
+        (causes | self.unseen(), self.needs_reset())
     }
 
     /// Takes over a saved state and raises the line if a cause is pending, so
@@ -297,6 +367,11 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// The queues, while activated, for the transport's saved state.
     fn queues(&self) -> Option<&[Option<Vq>]>;
+    /// Whether the device is to be called for doorbells of this queue. Fixed for
+    /// its lifetime.
+    fn watches(&self, _queue: usize) -> bool {
+        true
+    }
     /// A doorbell rang. Called for doorbells of inactive devices, too.
     fn queue_event(&mut self, queue: usize) -> Result<(), DeviceError>;
     /// The device's own readable file descriptors, fixed for its lifetime,
@@ -319,6 +394,10 @@ pub trait VirtioDevice: Send {
     /// order in which it is shown. Names are lower case with `_`, and say their
     /// unit where it is not a number of things: `reads`, `bytes_read`.
     fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+    /// The same of one queue.
+    fn queue_counters(&self, _queue: usize) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
     /// The device's own state, without its queues (the transport saves those).

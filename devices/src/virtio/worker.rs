@@ -88,6 +88,9 @@ impl Worker {
 impl MutEventSubscriber for Worker {
     fn init(&mut self, ops: &mut EventOps) {
         for (i, doorbell) in self.doorbells.iter().enumerate() {
+            if !lock(&self.device).watches(i) {
+                continue;
+            }
             self.watch(ops, doorbell.as_raw_fd(), i);
         }
         for (i, source) in self.sources.iter().enumerate() {

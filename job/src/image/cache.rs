@@ -25,7 +25,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Bytes that the cache may have, unless `MICROVM_CACHE_SIZE` says otherwise.
+/// Bytes that a user's cache may have.
 pub const SIZE: u64 = 32 << 30;
 /// Changes with what we make of an image.
 const GENERATION: &str = "1";
@@ -68,11 +68,6 @@ impl Cache {
         Ok(Self::new(base.join("microvm/images"), SIZE))
     }
 
-    /// With another size.
-    pub fn with_size(self, size: u64) -> Self {
-        Self { size, ..self }
-    }
-
     /// Where it is.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -110,7 +105,7 @@ impl Cache {
             Some(_) => Ok(()),
             None => unpack_image(image, &self.directory, progress).and_then(|unpacked| {
                 build_unpacked(unpacked, &path, Options::default(), progress)?;
-                self.prune(self.size, Some(&path)).map(drop)
+                self.prune_to_size(Some(&path))
             }),
         };
         drop(fs::remove_file(path.with_extension("lock")));
@@ -149,7 +144,10 @@ impl Cache {
         let mut found = self.scan(&self.directory, |name| {
             name.strip_suffix(&format!("-{GENERATION}.img")).map(str::to_owned)
         })?;
-        found.extend(self.scan(&self.blobs().join("sha256"), |name| Some(name.to_owned()))?);
+        found.extend(self.scan(&self.blobs().join("sha256"), |name| {
+            // Those that are there in part, too.
+            Some(name.strip_suffix(".partial").unwrap_or(name).to_owned())
+        })?);
         found.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
         Ok(found)
     }
@@ -175,6 +173,11 @@ impl Cache {
             found.push(Cached { digest, path: entry.path(), size, used });
         }
         Ok(found)
+    }
+
+    /// Removes the least recently used when it is larger than it may be.
+    pub fn prune_to_size(&self, kept: Option<&Path>) -> Result<()> {
+        self.prune(self.size, kept).map(drop)
     }
 
     /// Removes the least recently used until the rest is no more than `size`

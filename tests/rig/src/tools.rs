@@ -18,8 +18,10 @@ pub const SVM: &[Tool] = &[
         program: "qemu-system-x86_64",
         packages: &["qemu-system-x86", "qemu-system-data", "seabios"],
     },
-    // Not for the rig itself: tests in it have QEMU check disk images.
+    // Not for the rig itself: tests in it have QEMU check disk images, and the
+    // monitor start passt.
     Tool { program: "qemu-img", packages: &["qemu-utils"] },
+    Tool { program: "passt", packages: &["passt"] },
     XZ,
     ZSTD,
 ];

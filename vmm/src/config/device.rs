@@ -1,4 +1,4 @@
-//! Network cards, sockets and shared directories, as their user asks for them.
+//! Sockets and shared directories, as their user asks for them.
 
 use super::ConfigError;
 use super::fields::Fields;
@@ -9,62 +9,6 @@ use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
-
-/// A network card.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Net {
-    /// The host's TAP interface.
-    pub tap: String,
-    /// The card's address; derived from the interface's name by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<String>,
-}
-
-impl Net {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let ok = (1..=15).contains(&self.tap.len())
-            && self.tap.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-        if !ok {
-            return Err(ConfigError::TapName(self.tap.clone()));
-        }
-        match &self.mac {
-            Some(mac) if parse_mac(mac).is_none() => {
-                Err(ConfigError::Mac { tap: self.tap.clone(), mac: mac.clone() })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The address as bytes, if one was given and is valid.
-    pub fn mac_bytes(&self) -> Option<[u8; 6]> {
-        self.mac.as_deref().and_then(parse_mac)
-    }
-}
-
-/// Six hex bytes, a unicast address.
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|p| p.len() == 2 && !p.starts_with('+'))?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
-}
-
-/// `tap=NAME[,mac=xx:xx:xx:xx:xx:xx]`.
-impl FromStr for Net {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut fields = Fields::new("net", text, "tap");
-        let net = Self { tap: fields.required("tap")?, mac: fields.take("mac") };
-        fields.end()?;
-        net.validate()?;
-        Ok(net)
-    }
-}
 
 /// Sockets between programs of the guest and of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,16 +11,18 @@ mod disk;
 mod fields;
 mod limit;
 mod metrics;
+mod net;
 mod size;
 #[cfg(test)]
 mod tests;
 
 pub use balloon::{Balloon, Rng};
 pub use console::{Console, Port, PortTo};
-pub use device::{Net, Share, Vsock};
+pub use device::{Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
 pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
+pub use net::{Forward, Net, NetBackend, Protocol, UserBackend, UserNet, Vhost};
 pub use size::Size;
 
 use devices::backend::vsock::MAX_PATH as MAX_UDS;
@@ -269,14 +271,25 @@ pub enum ConfigError {
     /// A name that no network interface can have.
     #[error("net: tap name {0:?}: must be 1 to 15 characters without '/' or white space")]
     TapName(String),
+    /// A network card that can't be so.
+    #[error("net {net}: {why}")]
+    Net {
+        /// The card.
+        net: String,
+        /// What to do.
+        why: &'static str,
+    },
     /// Not a unicast MAC address.
-    #[error("net {tap}: mac {mac:?}: must be six hex bytes like 02:00:00:00:00:01, not multicast")]
+    #[error("net {net}: mac {mac:?}: must be six hex bytes like 02:00:00:00:00:01, not multicast")]
     Mac {
-        /// The interface.
-        tap: String,
+        /// The interface, or `user`.
+        net: String,
         /// The address.
         mac: String,
     },
+    /// Too many forwarded ports.
+    #[error("net user: {0} ports forwarded: at most {max} can be", max = net::MAX_FORWARDS)]
+    Forwards(usize),
     /// A path that no socket's address can hold.
     #[error("vsock: uds {0:?}: must be a path of 1 to {MAX_UDS} bytes")]
     Uds(PathBuf),

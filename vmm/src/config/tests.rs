@@ -45,6 +45,90 @@ fn networks_are_read_from_their_shorthand() {
 }
 
 #[test]
+fn the_ways_of_a_network_card_are_read_and_written_alike() {
+    for text in [
+        "tap=t,mtu=9000,queues=4",
+        "t,rate=50M:10M,ops=1000",
+        "tap=t,vhost=auto,ops=5",
+        "user,rate=1M",
+    ] {
+        let net: Net = text.parse().unwrap();
+        let json = serde_json::to_string(&net).unwrap();
+        assert_eq!(serde_json::from_str::<Net>(&json).unwrap(), net, "{json}");
+    }
+    let net: Net = "t".parse().unwrap();
+    assert_eq!([1, 4, 32].map(|cpus| net.pairs(cpus)), [(1, true), (4, true), (8, true)]);
+    assert_eq!("t,queues=3".parse::<Net>().unwrap().pairs(32), (3, false));
+    for (text, part) in [
+        ("t,queues=0", "1 to 16"),
+        ("t,queues=17", "1 to 16"),
+        ("t,queues=x", "must be a number"),
+        ("t,mtu=67", "68 to 65521"),
+        ("t,mtu=70000", "68 to 65521"),
+        ("t,rate=0", "more than 0"),
+        ("t,vhost=yes", "off or on or auto"),
+        ("t,vhost=on,ops=1", "vhost=off"),
+        ("user,queues=2", "for tap="),
+        ("user,vhost=auto", "for tap="),
+    ] {
+        let said = text.parse::<Net>().unwrap_err().to_string();
+        assert!(said.starts_with("net ") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn a_user_network_is_read_from_its_shorthand() {
+    let net: Net = "user".parse().unwrap();
+    assert_eq!(net.user(), Some(&UserNet::default()));
+    // An interface may have that name.
+    let tap: Net = "tap=user".parse().unwrap();
+    assert_eq!(tap.backend, NetBackend::Tap("user".into()));
+    let text = "user,mac=02:00:00:00:00:0a,hostfwd=tcp::2222-:22,backend=internal,\
+                hostfwd=udp:0.0.0.0:53-:5353,host-loopback=on";
+    let net: Net = text.parse().unwrap();
+    let user = net.user().unwrap();
+    assert_eq!(user.backend, UserBackend::Internal);
+    assert!(user.host_loopback);
+    let shown: Vec<String> = user.hostfwd.iter().map(Forward::to_string).collect();
+    assert_eq!(shown, ["tcp:127.0.0.1:2222-:22", "udp:0.0.0.0:53-:5353"]);
+    for text in [
+        "user=x,colour=red",
+        "user,tap=x",
+        "user,mac=01:00:00:00:00:00",
+        "user,backend=slirp",
+        "user,hostfwd=tcp::0-:22",
+        "user,hostfwd=tcp::22-:65536",
+        "user,hostfwd=tcp::22",
+        "user,hostfwd=icmp::22-:22",
+        "user,hostfwd=tcp:localhost:22-:22",
+        "tap=x,hostfwd=tcp::2222-:22",
+    ] {
+        assert!(text.parse::<Net>().is_err(), "{text}");
+    }
+    let many = "user".to_owned() + &",hostfwd=tcp::1-:1".repeat(net::MAX_FORWARDS + 1);
+    assert_eq!(many.parse::<Net>(), Err(ConfigError::Forwards(net::MAX_FORWARDS + 1)));
+}
+
+#[test]
+fn a_network_card_of_a_file_has_one_backend() {
+    let read = |text: &str| serde_json::from_str::<Net>(text);
+    let tap = read(r#"{"tap":"t0","mac":"02:00:00:00:00:01"}"#).unwrap();
+    assert_eq!(tap, "tap=t0,mac=02:00:00:00:00:01".parse().unwrap());
+    let user = read(r#"{"user":{"hostfwd":["tcp::1-:2"]}}"#).unwrap();
+    assert_eq!(user, "user,hostfwd=tcp::1-:2".parse().unwrap());
+    assert_eq!(read(&serde_json::to_string(&user).unwrap()).unwrap(), user);
+    for text in [
+        "{}",
+        r#"{"tap":"t0","user":{}}"#,
+        r#"{"tap":"t0","colour":1}"#,
+        r#"{"user":{"colour":1}}"#,
+        r#"{"user":{"hostfwd":["x"]}}"#,
+    ] {
+        assert!(read(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn a_vsock_is_read_from_its_shorthand() {
     let vsock: Vsock = "uds=/run/v,,s,cid=42".parse().unwrap();
     assert_eq!(vsock, Vsock { uds: "/run/v,s".into(), cid: 42 });
@@ -138,6 +222,7 @@ fn a_file_says_no_more_and_no_less_than_the_command_line() {
     let mut config = Config::new("/k");
     config.rootfs = Some("/r,readonly=on".parse().unwrap());
     config.nets.push("tap=t0".parse().unwrap());
+    config.nets.push("user,hostfwd=tcp::1-:2,host-loopback=on".parse().unwrap());
     config.vsock = Some("uds=/v,cid=7".parse().unwrap());
     config.balloon = Some("1M,stats=0".parse().unwrap());
     config.rng = Some("rate=1K:2K".parse().unwrap());

@@ -28,16 +28,21 @@ pub enum Backend {
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vmx => "VT-x, kvm_intel",
-            Self::Svm => "SVM, kvm_amd",
-            Self::Pagetable => "pagetable-based, kvm_pvm",
-            Self::Unknown => "unknown backend",
-        })
+        f.write_str(self.name())
     }
 }
 
 impl Backend {
+    /// Its name and its module's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vmx => "VT-x, kvm_intel",
+            Self::Svm => "SVM, kvm_amd",
+            Self::Pagetable => "pagetable-based, kvm_pvm",
+            Self::Unknown => "unknown backend",
+        }
+    }
+
     /// Finds the backend; without a KVM at hand, from the modules alone.
     pub fn detect(kvm: Option<&Kvm>) -> Self {
         // A module that is built in is listed whether or not it found its
@@ -75,14 +80,29 @@ impl Backend {
     /// Whether KVM uses the processor's second level of page tables.
     pub fn nested_paging(self, kvm: &Kvm) -> Option<bool> {
         let parameter = match self {
-            Self::Vmx => parameter("kvm_intel", "ept"),
-            Self::Svm => parameter("kvm_amd", "npt"),
             Self::Pagetable => Some(false),
-            Self::Unknown => None,
+            _ => self.nested_paging_parameter(),
         };
         let told = kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY) > 0;
         // 0 also stands for a kernel that doesn't know the question.
         parameter.or_else(|| told.then_some(true))
+    }
+
+    /// What the module's parameter for it says.
+    pub(super) fn nested_paging_parameter(self) -> Option<bool> {
+        match self {
+            Self::Vmx => parameter("kvm_intel", "ept"),
+            Self::Svm => parameter("kvm_amd", "npt"),
+            Self::Pagetable | Self::Unknown => None,
+        }
+    }
+
+    /// Whether VT-x runs real mode by itself; elsewhere there is no question.
+    pub(super) fn unrestricted_guest(self) -> Option<bool> {
+        match self {
+            Self::Vmx => parameter("kvm_intel", "unrestricted_guest"),
+            Self::Svm | Self::Pagetable | Self::Unknown => None,
+        }
     }
 
     /// Whether the processor delivers interrupts by itself (APICv, AVIC).

@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod doctor;
 pub mod probe;
+pub mod spectrum;
 
 pub use backend::Backend;
 use kvm_ioctls::{Cap, Kvm};

@@ -20,22 +20,28 @@ use std::os::fd::AsRawFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 // The memory map of the probe guest: one slot from 0.
-const PML4: u64 = 0x1000;
+pub(super) const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
-const PAGE_DIRECTORY: u64 = 0x3000;
-const CODE: u64 = 0x4000;
+pub(super) const PAGE_DIRECTORY: u64 = 0x3000;
+pub(super) const CODE: u64 = 0x4000;
 const HANDLERS: u64 = 0x4100;
 const IDT: u64 = 0x5000;
 const GDT: u64 = 0x6000;
 /// Where the guest stores, and notes how far it has come.
-const SCRATCH: u64 = 0x7000;
+pub(super) const SCRATCH: u64 = 0x7000;
 const PROGRESS: u64 = SCRATCH + 0x20;
-const STACK_TOP: u64 = 0x8000;
+pub(super) const STACK_TOP: u64 = 0x8000;
 const MEMORY: usize = 0x8000;
 
+/// Null, then code and data of ring 0 and of ring 3.
+const GDT_ENTRIES: [u64; 5] =
+    [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00af_fb00_0000_ffff, 0x00cf_f300_0000_ffff];
+/// Where the descriptors of a ring begin.
+const RING_3: u16 = 3 * 8;
+
 /// The port that the guest reports on, and what it says.
-const PORT: u16 = 0x10;
-const DONE: u8 = 0x4f;
+pub(super) const PORT: u16 = 0x10;
+pub(super) const DONE: u8 = 0x4f;
 const EXCEPTION: u8 = 0xee;
 
 /// `rbx` points at SCRATCH.
@@ -88,7 +94,7 @@ fn attempt(kvm: &Kvm, program: &[u8]) -> Result<(bool, u8), HostError> {
     let vm = kvm.create_vm().map_err(|e| HostError::kvm("KVM_CREATE_VM", e))?;
     let memory = memory(&vm, program)?;
     let mut vcpu = vm.create_vcpu(0).map_err(|e| HostError::kvm("KVM_CREATE_VCPU", e))?;
-    set_up(&mut vcpu)?;
+    set_up(&mut vcpu, Ring::Zero)?;
     let watchdog = Watchdog::start(&vcpu, PATIENCE_NS).map_err(HostError::Probe)?;
     // A KVM that can't go on says so through an error or an exit of its own:
     // all that counts is whether the guest came to its end.
@@ -107,7 +113,7 @@ fn attempt(kvm: &Kvm, program: &[u8]) -> Result<(bool, u8), HostError> {
 /// A timer on the thread's CPU clock sends a signal that is blocked on this
 /// thread except inside `KVM_RUN` (`KVM_SET_SIGNAL_MASK`), so that no handler
 /// is needed and the signal waits to be asked for.
-struct Watchdog {
+pub(super) struct Watchdog {
     timer: libc::timer_t,
     old_mask: libc::sigset_t,
 }
@@ -138,7 +144,8 @@ impl Watchdog {
         }
     }
 
-    fn start(vcpu: &VcpuFd, patience_ns: i64) -> io::Result<Self> {
+    /// `patience_ns` is less than a second.
+    pub(super) fn start(vcpu: &VcpuFd, patience_ns: i64) -> io::Result<Self> {
         let ours = Self::only_ours();
         // SAFETY: all pointers are to live locals of the right types; the
         // timer is deleted in drop.
@@ -175,7 +182,7 @@ impl Watchdog {
     }
 
     /// Takes the signal, if it has come.
-    fn has_fired(&self) -> bool {
+    pub(super) fn has_fired(&self) -> bool {
         let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: both arguments are live locals; no siginfo is asked for.
         unsafe { libc::sigtimedwait(&Self::only_ours(), std::ptr::null_mut(), &now) > 0 }
@@ -199,7 +206,7 @@ fn check(error: libc::c_int) -> io::Result<()> {
 }
 
 /// Memory with page tables, descriptor tables and code.
-fn memory(vm: &VmFd, program: &[u8]) -> Result<GuestMemoryMmap, HostError> {
+pub(super) fn memory(vm: &VmFd, program: &[u8]) -> Result<GuestMemoryMmap, HostError> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
         .map_err(|e| HostError::Probe(io::Error::other(e)))?;
     let write = |at: u64, bytes: &[u8]| {
@@ -207,13 +214,12 @@ fn memory(vm: &VmFd, program: &[u8]) -> Result<GuestMemoryMmap, HostError> {
             .write_slice(bytes, GuestAddress(at))
             .map_err(|e| HostError::Probe(io::Error::other(e)))
     };
-    // Present, writable; the directory's entry is one page of 2 MiB.
-    write(PML4, &(PDPT | 3).to_le_bytes())?;
-    write(PDPT, &(PAGE_DIRECTORY | 3).to_le_bytes())?;
-    write(PAGE_DIRECTORY, &0x83u64.to_le_bytes())?;
-    for (slot, descriptor) in
-        [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate()
-    {
+    // Present, writable, for ring 3, too; the directory's entry is one page of
+    // 2 MiB.
+    write(PML4, &(PDPT | 7).to_le_bytes())?;
+    write(PDPT, &(PAGE_DIRECTORY | 7).to_le_bytes())?;
+    write(PAGE_DIRECTORY, &0x87u64.to_le_bytes())?;
+    for (slot, descriptor) in GDT_ENTRIES.iter().enumerate() {
         write(GDT + 8 * slot as u64, &descriptor.to_le_bytes())?;
     }
     for vector in 0..32 {
@@ -242,8 +248,22 @@ fn memory(vm: &VmFd, program: &[u8]) -> Result<GuestMemoryMmap, HostError> {
     Ok(memory)
 }
 
-/// 64-bit mode at CODE, interrupts off.
-fn set_up(vcpu: &mut VcpuFd) -> Result<(), HostError> {
+/// A ring of 64-bit mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ring {
+    /// The kernel's.
+    Zero,
+    /// The programs'.
+    Three,
+}
+
+/// 64-bit mode at CODE, interrupts off; ring 3 may use ports.
+pub(super) fn set_up(vcpu: &mut VcpuFd, ring: Ring) -> Result<(), HostError> {
+    describe_processor(vcpu)?;
+    enter_long_mode(vcpu, ring)
+}
+
+fn describe_processor(vcpu: &VcpuFd) -> Result<(), HostError> {
     // Enough of a processor for long mode, SSE2 and CMPXCHG16B. KVM's own list
     // would do as well, but asking for it costs a CPUID exit for every leaf
     // where this host is a guest itself.
@@ -264,14 +284,22 @@ fn set_up(vcpu: &mut VcpuFd) -> Result<(), HostError> {
     let leaves = CpuId::from_entries(&leaves).map_err(|_| {
         HostError::Probe(io::Error::other("the list of CPUID leaves can't be made"))
     })?;
-    vcpu.set_cpuid2(&leaves).map_err(|e| HostError::kvm("KVM_SET_CPUID2", e))?;
+    vcpu.set_cpuid2(&leaves).map_err(|e| HostError::kvm("KVM_SET_CPUID2", e))
+}
 
+/// The registers of a ring of long mode. A vCPU that was left in another ring
+/// gets there this way, too.
+pub(super) fn enter_long_mode(vcpu: &VcpuFd, ring: Ring) -> Result<(), HostError> {
     let mut sregs: kvm_sregs = vcpu.get_sregs().map_err(|e| HostError::kvm("KVM_GET_SREGS", e))?;
-    let flat = kvm_segment { limit: u32::MAX, s: 1, present: 1, g: 1, ..Default::default() };
-    sregs.cs = kvm_segment { selector: 8, type_: 11, l: 1, ..flat };
-    let data = kvm_segment { selector: 16, type_: 3, db: 1, ..flat };
+    let (first, dpl, iopl) = match ring {
+        Ring::Zero => (8, 0, 0),
+        Ring::Three => (RING_3, 3, 3 << 12),
+    };
+    let flat = kvm_segment { limit: u32::MAX, s: 1, present: 1, g: 1, dpl, ..Default::default() };
+    sregs.cs = kvm_segment { selector: first | u16::from(dpl), type_: 11, l: 1, ..flat };
+    let data = kvm_segment { selector: (first + 8) | u16::from(dpl), type_: 3, db: 1, ..flat };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    (sregs.gdt.base, sregs.gdt.limit) = (GDT, 3 * 8 - 1);
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT, size_of_val(&GDT_ENTRIES) as u16 - 1);
     (sregs.idt.base, sregs.idt.limit) = (IDT, 32 * 16 - 1);
     sregs.cr3 = PML4;
     // PAE; SSE on.
@@ -281,8 +309,13 @@ fn set_up(vcpu: &mut VcpuFd) -> Result<(), HostError> {
     // LME, LMA.
     sregs.efer = 1 << 8 | 1 << 10;
     vcpu.set_sregs(&sregs).map_err(|e| HostError::kvm("KVM_SET_SREGS", e))?;
-    let regs =
-        kvm_regs { rip: CODE, rsp: STACK_TOP, rbx: SCRATCH, rflags: 2, ..Default::default() };
+    let regs = kvm_regs {
+        rip: CODE,
+        rsp: STACK_TOP,
+        rbx: SCRATCH,
+        rflags: 2 | iopl,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).map_err(|e| HostError::kvm("KVM_SET_REGS", e))
 }
 

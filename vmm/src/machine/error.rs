@@ -32,6 +32,24 @@ pub enum Error {
     /// A network card or its TAP.
     #[error(transparent)]
     Net(#[from] devices::backend::tap::TapError),
+    /// The kernel's data path of a network card.
+    #[error(
+        "net {net}: vhost=on: {device}: {source}: load the module (modprobe vhost_net) and ask for \
+         access, or give vhost=off",
+        device = devices::backend::vhost::VHOST_NET_DEVICE
+    )]
+    Vhost {
+        /// The card.
+        net: String,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// A user-mode network.
+    #[error(transparent)]
+    UserNet(#[from] devices::backend::user::UserNetError),
+    /// A user-mode network that passt was to serve.
+    #[error(transparent)]
+    Passt(#[from] devices::backend::passt::PasstError),
     /// The host's sockets of a vsock.
     #[error(transparent)]
     Vsock(#[from] devices::backend::vsock::VsockError),

@@ -16,6 +16,16 @@ pub fn raise_descriptors() {
     }
 }
 
+/// Has the C library keep one heap for all threads. It gives those of other
+/// threads back to the host in a way that reads a file of `/proc`, which system
+/// call filters forbid; and one takes less memory than many.
+pub fn keep_one_heap() {
+    // SAFETY: it takes numbers, and no other thread allocates yet.
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } != 1 {
+        log::info!("heap: the C library does not know M_ARENA_MAX");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

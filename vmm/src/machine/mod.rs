@@ -12,6 +12,7 @@ mod console;
 mod error;
 mod limits;
 mod slots;
+mod usernet;
 
 pub use error::Error;
 
@@ -97,6 +98,7 @@ pub type Confine = Box<dyn FnOnce() -> io::Result<()>>;
 
 /// Runs the machine that `config` describes to its end.
 pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
+    limits::keep_one_heap();
     limits::raise_descriptors();
     let has_streams = attached.streams.is_some();
     let mut inputs = Inputs::open(config, attached.streams)?;
@@ -146,7 +148,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     }
     let (buses, serial_output) = board.finish();
     let running = start(vcpus, &buses, &ending, &counters)?;
-    sandbox::event_loop(needs(config, has_streams)).install()?;
+    sandbox::event_loop(needs(config, &inputs.devices, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
@@ -163,12 +165,13 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
 }
 
 /// What the event loop does in this machine beside what it always does.
-fn needs(config: &Config, streams: bool) -> sandbox::Needs {
+fn needs(config: &Config, devices: &Devices, streams: bool) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
     sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
+        networks: devices.networks,
         streams,
     }
 }

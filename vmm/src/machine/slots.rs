@@ -4,7 +4,8 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
-use crate::config::{self, Config, Format, Transport};
+use super::usernet;
+use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
@@ -12,7 +13,9 @@ use arch::layout;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
 use devices::backend::prepared::Prepared;
 use devices::backend::share::Share;
-use devices::backend::tap::Tap;
+use devices::backend::tap::{Queues, Tap};
+use devices::backend::user;
+use devices::backend::vhost::VhostNet;
 use devices::backend::vsock::UnixSockets;
 use devices::bus::lock;
 use devices::irq::IrqLine;
@@ -22,7 +25,7 @@ use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
-use devices::virtio::net::{Net, derived_mac};
+use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{CIDS, Vsock};
@@ -46,6 +49,8 @@ pub struct Devices {
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// The console, with its end of the user's terminal.
     pub console: Option<console::Opened>,
+    /// One of them makes connections for the guest.
+    pub networks: bool,
 }
 
 impl Devices {
@@ -65,13 +70,14 @@ impl Devices {
 /// Opens what is behind each device: disks, network cards, vsock, shares,
 /// balloon, console, entropy.
 pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error> {
-    let mut slots: Vec<Slot> = Vec::new();
+    let mut devices = Devices::default();
     for disk in config.all_disks() {
-        slots.push(open_disk(config, disk)?);
+        devices.slots.push(open_disk(config, disk)?);
     }
-    for net in &config.nets {
-        slots.push(open_net(net)?);
+    for (number, net) in config.nets.iter().enumerate() {
+        devices.slots.push(open_net(config, net, number, &mut devices.networks)?);
     }
+    let Devices { slots, balloon, console, .. } = &mut devices;
     if let Some(vsock) = &config.vsock {
         slots.push(open_vsock(vsock)?);
     }
@@ -83,16 +89,16 @@ pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error
         let directory = Share::open(&share.tag, &share.path, share.readonly)?;
         slots.push(Arc::new(Mutex::new(Fs::new(&share.tag, directory))));
     }
-    let balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
-    if let Some(balloon) = &balloon {
+    *balloon = config.balloon.as_ref().map(|b| open_balloon(b, config)).transpose()?;
+    if let Some(balloon) = balloon {
         slots.push(balloon.clone());
     }
-    let console = console::open(config)?;
-    if let Some(console) = &console {
+    *console = console::open(config)?;
+    if let Some(console) = console {
         slots.push(console.device.clone());
     }
     slots.push(open_rng(config.rng.as_ref())?);
-    Ok(Devices { slots, balloon, console })
+    Ok(devices)
 }
 
 fn open_balloon(wanted: &config::Balloon, config: &Config) -> Result<Arc<Mutex<Balloon>>, Error> {
@@ -147,11 +153,63 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     Ok(Arc::new(Mutex::new(block)))
 }
 
-fn open_net(net: &config::Net) -> Result<Slot, Error> {
-    let tap = Tap::open(&net.tap)?;
-    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&net.tap));
-    let mtu = tap.mtu;
-    Ok(Arc::new(Mutex::new(Net::new(mac, mtu, Box::new(tap)))))
+fn open_net(
+    config: &Config,
+    net: &config::Net,
+    number: usize,
+    networks: &mut bool,
+) -> Result<Slot, Error> {
+    let name = match &net.backend {
+        NetBackend::Tap(tap) => tap.clone(),
+        // Each card of the guest needs another address.
+        NetBackend::User(_) => format!("user{number}"),
+    };
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&name));
+    let limiter = || -> Result<Option<Limiter>, Error> {
+        let (bytes, frames) = (net.rate.map(|l| l.0), net.ops.map(|l| l.0));
+        let wanted = bytes.is_some() || frames.is_some();
+        wanted.then(|| Limiter::new(bytes, frames)).transpose().map_err(Error::host("timerfd"))
+    };
+    // Each direction has its own.
+    let (receive, transmit) = (limiter()?, limiter()?);
+    let mut options = net::Options { mac, receive, transmit, ..net::Options::default() };
+    let mut backends: Vec<Box<dyn net::NetBackend>> = Vec::new();
+    match net.user() {
+        Some(user) => {
+            options.mtu = Some(user::MTU);
+            backends.push(usernet::open(user, mac, networks)?);
+        }
+        None => {
+            let (pairs, fewer) = net.pairs(config.cpus);
+            let wanted = if fewer { Queues::UpTo(pairs) } else { Queues::Exactly(pairs) };
+            let mut taps = Tap::open_queues(&name, wanted)?;
+            if let (Some(mtu), Some(tap)) = (net.mtu, taps.first_mut()) {
+                tap.require_mtu(mtu)?;
+            }
+            options.mtu = taps.first().and_then(|tap| tap.mtu);
+            options.vhost = open_vhost(net, taps.len())?;
+            backends.extend(taps.into_iter().map(|tap| Box::new(tap) as Box<_>));
+        }
+    }
+    let net = Net::new(options, backends).map_err(Error::host("eventfd"))?;
+    Ok(Arc::new(Mutex::new(net)))
+}
+
+/// The kernel's data path for each pair of queues, if it is wanted and can be had.
+fn open_vhost(net: &config::Net, pairs: usize) -> Result<Vec<VhostNet>, Error> {
+    let unlimited = net.rate.is_none() && net.ops.is_none();
+    if net.vhost == Vhost::Off || !unlimited {
+        return Ok(Vec::new());
+    }
+    let opened: std::io::Result<Vec<_>> = (0..pairs).map(|_| VhostNet::open()).collect();
+    match opened {
+        Err(e) if net.vhost == Vhost::Auto => {
+            log::info!("net {}: without vhost: {e}", net.backend.name());
+            Ok(Vec::new())
+        }
+        Err(source) => Err(Error::Vhost { net: net.backend.name().to_owned(), source }),
+        Ok(vhost) => Ok(vhost),
+    }
 }
 
 fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {

@@ -10,7 +10,7 @@
 //! and its name says what it is. Nothing is counted that is not counted anyway:
 //! reports cost what reading costs.
 
-mod kvm;
+pub(crate) mod kvm;
 mod report;
 mod serve;
 
@@ -103,9 +103,10 @@ impl Device {
         for queue in 0..self.queues {
             let traffic = self.interrupt.traffic(queue);
             let counters = [("doorbells", &traffic.doorbells), ("interrupts", &traffic.interrupts)];
-            for (name, counter) in counters {
+            let counters = counters.map(|(name, counter)| (name, counter.load(Ordering::Relaxed)));
+            let own = lock(&self.device).queue_counters(queue);
+            for (name, value) in counters.into_iter().chain(own) {
                 let labels = vec![device(), ("queue", queue.to_string())];
-                let value = counter.load(Ordering::Relaxed);
                 samples.push(Sample { family: "queue", labels, name: name.to_owned(), value });
             }
         }

@@ -101,6 +101,18 @@ const VSOCK: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+/// Beside those, on the event loop of a machine with a user-mode network:
+/// connections and datagrams of the user's own. Making sockets has a rule of
+/// its own.
+const NETWORKS: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+];
 /// Beside those, on the event loop of a machine with streams that were prepared:
 /// there is nothing to connect to.
 const STREAMS: &[i64] = &[libc::SYS_sendmsg, libc::SYS_shutdown];
@@ -139,7 +151,8 @@ const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp, libc::SYS_io_urin
 
 /// The ioctls of a vCPU thread: running the guest, reading its registers when
 /// it crashes, the offloads of a TAP when its driver starts, and restoring the
-/// terminal; and what a PCI driver does to interrupts and BARs.
+/// terminal; what a PCI driver does to interrupts and BARs; and stopping the
+/// kernel's data path of a network card, and telling it about interrupts.
 const VCPU_IOCTLS: &[u32] = &[
     KVM_RUN,
     KVM_GET_REGS,
@@ -147,6 +160,8 @@ const VCPU_IOCTLS: &[u32] = &[
     KVM_IOEVENTFD,
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
+    VHOST_SET_VRING_CALL,
+    VHOST_NET_SET_BACKEND,
     TCGETS,
     TCSETS,
     TIOCGPGRP,
@@ -178,6 +193,8 @@ const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 
 /// A compiled filter, to be installed on the thread that it is for.
 pub struct Filter {
@@ -209,6 +226,8 @@ pub struct Needs {
     pub listening: bool,
     /// Directories of the host in the guest.
     pub shares: bool,
+    /// The host's networks, as the user reaches them.
+    pub networks: bool,
     /// Streams between the guest and this process.
     pub streams: bool,
 }
@@ -219,7 +238,18 @@ pub fn event_loop(needs: Needs) -> Filter {
     let mut conditional = Vec::new();
     if needs.local_sockets {
         lists.push(VSOCK);
-        conditional.push(LOCAL_SOCKETS);
+    }
+    if needs.networks {
+        lists.push(NETWORKS);
+    }
+    let families: &[u32] = match (needs.local_sockets, needs.networks) {
+        (false, false) => &[],
+        (true, false) => &[UNIX],
+        (false, true) => &[INET, INET6],
+        (true, true) => &[UNIX, INET, INET6],
+    };
+    if !families.is_empty() {
+        conditional.push(only(libc::SYS_socket, 0, families));
     }
     if needs.shares {
         lists.push(SHARES);
@@ -236,7 +266,11 @@ pub fn event_loop(needs: Needs) -> Filter {
 /// Rust built with its checks asks whether a descriptor is open before it
 /// closes it: sockets of a vsock that is reset, the console's output.
 const CLOSING: Call = only(libc::SYS_fcntl, 1, &[libc::F_GETFD as u32]);
-const LOCAL_SOCKETS: Call = only(libc::SYS_socket, 0, &[libc::AF_UNIX as u32]);
+
+/// The families of sockets that are made while the guest runs.
+const UNIX: u32 = libc::AF_UNIX as u32;
+const INET: u32 = libc::AF_INET as u32;
+const INET6: u32 = libc::AF_INET6 as u32;
 
 /// A call that is allowed for some values of an argument.
 const fn only(number: i64, argument: u32, values: &'static [u32]) -> Call {
@@ -357,5 +391,35 @@ mod tests {
         assert!(killed(in_child(&with, inet)));
         assert!(killed(in_child(&without, unix)));
         assert!(killed(in_child(&without, unlink)));
+    }
+
+    #[test]
+    fn only_a_machine_with_a_user_mode_network_makes_sockets_of_the_internet() {
+        let inet = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP) };
+        };
+        let inet6 = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_INET6, libc::SOCK_DGRAM, 0) };
+        };
+        let unix = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+        };
+        let packet = || {
+            // SAFETY: socket takes numbers.
+            unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
+        };
+        let network = Needs { networks: true, ..Needs::default() };
+        let both = Needs { local_sockets: true, ..network };
+        assert_eq!(in_child(&event_loop(network), inet), 0);
+        assert_eq!(in_child(&event_loop(network), inet6), 0);
+        assert!(killed(in_child(&event_loop(network), unix)));
+        assert!(killed(in_child(&event_loop(network), packet)));
+        for allowed in [inet, inet6, unix] {
+            assert_eq!(in_child(&event_loop(both), allowed), 0);
+        }
+        assert!(killed(in_child(&event_loop(both), packet)));
     }
 }

@@ -5,7 +5,9 @@
 //! put together in our buffer and laid into as many mergeable buffers as it
 //! takes (5.1.6.4); if there are not enough of them it waits there.
 
+use super::pair::{count, ready};
 use super::{HEADER, MAX_FRAME, MAX_IOVECS, NetBackend, NetCounters, SHARE, add};
+use crate::rate::Limiter;
 use crate::virtio::queue::{Chain, IoVecStore, QueueError, Vq};
 use crate::virtio::{DeviceError, Ram};
 use vm_memory::{Bytes, GuestAddress};
@@ -47,9 +49,10 @@ enum Outcome {
 }
 
 impl Receiver {
-    pub fn new(mergeable: bool) -> Self {
+    /// One that has received nothing.
+    pub fn new() -> Self {
         Self {
-            mergeable,
+            mergeable: false,
             chain: Chain::new(),
             first: Chain::new(),
             taken: Vec::new(),
@@ -60,6 +63,17 @@ impl Receiver {
         }
     }
 
+    /// Begins anew, with the same memory: this may be on a vCPU's thread.
+    pub fn start(&mut self, mergeable: bool) {
+        self.mergeable = mergeable;
+        self.forget();
+    }
+
+    /// Forgets a frame that waits: its queue is no longer used.
+    pub fn forget(&mut self) {
+        self.waiting = None;
+    }
+
     /// Delivers what the backend has, a [`SHARE`] of it at most.
     pub fn run(
         &mut self,
@@ -67,17 +81,22 @@ impl Receiver {
         queue: &mut Vq,
         backend: &mut dyn NetBackend,
         counters: &NetCounters,
+        limit: &mut Option<Limiter>,
     ) -> Result<(), DeviceError> {
         queue.suppress_notifications(mem)?;
         for _ in 0..SHARE {
+            // The limit's timer brings us back.
+            if !ready(limit) {
+                return Ok(());
+            }
             let outcome = match self.waiting.take() {
                 Some(len) => self.lay(mem, queue, len)?,
                 None => self.read(mem, queue, backend)?,
             };
             match outcome {
                 Outcome::Delivered(len) => {
-                    add(&counters.rx_frames, 1);
-                    add(&counters.rx_bytes, len.saturating_sub(HEADER) as u64);
+                    let counters = (&counters.rx_frames, &counters.rx_bytes);
+                    count(limit, counters, len.saturating_sub(HEADER) as u64);
                 }
                 Outcome::Gathered(len) => self.waiting = Some(len),
                 Outcome::Dropped => add(&counters.rx_dropped, 1),

@@ -3,9 +3,10 @@
 use super::features::{GUEST_CSUM, GUEST_TSO4, HOST_USO, MRG_RXBUF};
 use super::*;
 use crate::bus::{BusDevice, lock};
-use crate::virtio::VIRTIO_RING_F_EVENT_IDX;
+use crate::state::StateError;
 use crate::virtio::mmio::*;
 use crate::virtio::testing::*;
+use crate::virtio::{VIRTIO_RING_F_EVENT_IDX, VirtioDevice};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -14,6 +15,8 @@ use std::sync::atomic::AtomicBool;
 use vm_memory::{Bytes, GuestAddress};
 
 const MAC_ADDRESS: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
 /// Rings of the transmit queue, behind those that [`Bench`] has made.
 const TX_RINGS: u64 = 0x4000;
 /// Where frames to be sent are.
@@ -22,18 +25,21 @@ const OUT: u64 = 0x1_0000;
 const IN: u64 = 0x4_0000;
 
 #[derive(Default)]
-struct Wire {
-    incoming: VecDeque<Vec<u8>>,
-    outgoing: Vec<Vec<u8>>,
-    chosen: Option<u64>,
-    broken: bool,
+pub(super) struct Wire {
+    pub incoming: VecDeque<Vec<u8>>,
+    pub outgoing: Vec<Vec<u8>>,
+    pub chosen: Option<u64>,
+    pub broken: bool,
+    pub enabled: Option<bool>,
+    /// It can't begin or end to take part.
+    pub stuck: bool,
 }
 
 /// A network in memory.
 #[derive(Clone, Default)]
-struct MemNet {
-    wire: Arc<Mutex<Wire>>,
-    features: u64,
+pub(super) struct MemNet {
+    pub wire: Arc<Mutex<Wire>>,
+    pub features: u64,
 }
 
 impl NetBackend for MemNet {
@@ -73,6 +79,22 @@ impl NetBackend for MemNet {
     fn source(&self) -> Option<RawFd> {
         None
     }
+
+    fn enable(&mut self, on: bool) -> io::Result<()> {
+        let mut wire = lock(&self.wire);
+        match wire.stuck {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => {
+                wire.enabled = Some(on);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn card(mtu: Option<u16>, backend: MemNet) -> Net {
+    let options = Options { mac: MAC_ADDRESS, mtu, ..Options::default() };
+    Net::new(options, vec![Box::new(backend)]).unwrap()
 }
 
 /// A card and its driver.
@@ -86,8 +108,8 @@ struct Card {
 impl Card {
     fn new(backend: MemNet) -> Self {
         let wire = backend.wire.clone();
-        let net = Net::new(MAC_ADDRESS, Some(1500), Box::new(backend));
-        let counters = net.counters();
+        let net = card(Some(1500), backend);
+        let counters = net.counters(0).unwrap();
         let bench = Bench::new(Arc::new(Mutex::new(net)));
         Self { bench, tx: Rings::new(TX_RINGS, 16), wire, counters }
     }
@@ -142,8 +164,13 @@ impl Card {
     /// A frame comes.
     fn comes(&mut self, frame: &[u8]) {
         lock(&self.wire).incoming.push_back(frame.to_vec());
-        self.bench.worker.source_event(0);
+        self.looks();
         self.bench.run();
+    }
+
+    /// As when its source is ready, which this network does not have.
+    fn looks(&mut self) {
+        self.bench.worker.queue_event(RECEIVE);
     }
 
     fn received(&mut self) -> Vec<(u32, u32)> {
@@ -168,12 +195,12 @@ fn collect(rings: &mut Rings, mem: &Ram) -> Vec<(u32, u32)> {
     back
 }
 
-fn count(counter: &AtomicU64) -> u64 {
+pub(super) fn count(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
 /// A frame with a header, whose `num_buffers` is 0 as a TAP leaves it.
-fn frame(len: usize) -> Vec<u8> {
+pub(super) fn frame(len: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
     frame[10..12].fill(0);
     frame
@@ -418,7 +445,7 @@ fn a_backend_that_fails_is_no_fault_of_the_driver() {
     card.comes(&frame(60));
     assert!(!card.bench.needs_reset());
     lock(&card.wire).broken = false;
-    card.bench.worker.source_event(0);
+    card.looks();
     assert_eq!(card.received().len(), 1);
 }
 
@@ -477,19 +504,16 @@ fn a_restored_card_goes_on_where_it_was() {
 
 #[test]
 fn a_card_with_fewer_offloads_cannot_take_over() {
-    let rich =
-        Net::new(MAC_ADDRESS, None, Box::new(MemNet { features: HOST_USO, ..Default::default() }));
-    let saved = rich.save().unwrap();
-    let mut poor = Net::new([2, 0, 0, 0, 0, 8], Some(9000), Box::new(MemNet::default()));
+    let with_uso = || MemNet { features: HOST_USO, ..Default::default() };
+    let saved = card(None, with_uso()).save().unwrap();
+    let mut poor = card(Some(9000), MemNet::default());
+    poor.mac[5] = 8;
     assert!(matches!(poor.restore(&saved), Err(StateError::Invalid { .. })));
-    assert_eq!((poor.mac[5], poor.mtu), (8, Some(9000)), "nothing was taken over");
-    let mut same = Net::new(
-        [2, 0, 0, 0, 0, 8],
-        Some(9000),
-        Box::new(MemNet { features: HOST_USO, ..Default::default() }),
-    );
+    assert_eq!((poor.mac[5], poor.options.mtu), (8, Some(9000)), "nothing was taken over");
+    let mut same = card(Some(9000), with_uso());
+    same.mac[5] = 8;
     same.restore(&saved).unwrap();
-    assert_eq!((same.mac, same.mtu), (MAC_ADDRESS, None));
+    assert_eq!((same.mac, same.options.mtu), (MAC_ADDRESS, None));
 }
 
 fn address() -> impl Strategy<Value = u64> {

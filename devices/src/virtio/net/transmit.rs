@@ -1,6 +1,8 @@
 //! From the driver to the backend.
 
+use super::pair::{count, ready};
 use super::{HEADER, MAX_FRAME, MAX_IOVECS, NetBackend, NetCounters, SHARE, add};
+use crate::rate::Limiter;
 use crate::virtio::queue::{Chain, IoVecStore, IoVecs, QueueError, Vq};
 use crate::virtio::{DeviceError, Ram};
 
@@ -21,17 +23,22 @@ impl Transmitter {
         queue: &mut Vq,
         backend: &mut dyn NetBackend,
         counters: &NetCounters,
+        limit: &mut Option<Limiter>,
     ) -> Result<(), DeviceError> {
         queue.suppress_notifications(mem)?;
         for _ in 0..SHARE {
+            // The limit's timer brings us back.
+            if !ready(limit) {
+                return Ok(());
+            }
             if !queue.pop(mem, &mut self.chain)? {
                 break;
             }
             let len = self.chain.readable_len();
             match self.send(mem, len, backend)? {
                 true => {
-                    add(&counters.tx_frames, 1);
-                    add(&counters.tx_bytes, len.saturating_sub(HEADER as u64));
+                    let counters = (&counters.tx_frames, &counters.tx_bytes);
+                    count(limit, counters, len.saturating_sub(HEADER as u64));
                 }
                 false => add(&counters.tx_dropped, 1),
             }

@@ -252,6 +252,7 @@ impl Function for VirtioPci {
         let control = self.msix_capability + 2;
         if offset < control + 2 && control < offset + data.len() {
             self.msix.set_control(self.message_control());
+            self.core.interrupt.redirect();
         }
         if self.touches_access(offset, data.len())
             && let Some((at, length)) = self.access_window()
@@ -287,10 +288,16 @@ impl Function for VirtioPci {
     fn write_bar(&mut self, offset: u64, data: &[u8]) {
         let at = offset % REGION;
         match offset - at {
-            COMMON => common::write(&mut self.core, &self.msix, at, data),
+            COMMON => {
+                common::write(&mut self.core, &self.msix, at, data);
+                self.core.interrupt.redirect();
+            }
             DEVICE => self.core.write_config(at, data),
             NOTIFY => self.core.notify((at / NOTIFY_STEP) as u32),
-            TABLE => self.msix.write_table(at, data),
+            TABLE => {
+                self.msix.write_table(at, data);
+                self.core.interrupt.redirect();
+            }
             _ => {}
         }
     }

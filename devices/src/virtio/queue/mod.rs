@@ -272,6 +272,11 @@ impl Vq {
         self.doorbell = Some(doorbell);
     }
 
+    /// That eventfd.
+    pub fn doorbell(&self) -> Option<&Arc<EventFd>> {
+        self.doorbell.as_ref()
+    }
+
     /// Whether the driver may use the queue as it is set up.
     pub fn validate(&self, mem: &Ram) -> Result<(), QueueError> {
         if !self.size.is_power_of_two() || self.size > self.max_size {
@@ -404,6 +409,16 @@ impl Vq {
             // It can fail only when the counter is full, and then it is rung.
             let _ = doorbell.write(1);
         }
+    }
+
+    /// Goes on where another has stopped: behind `position` of the available
+    /// ring, and where the used ring ends. The driver has had its interrupts.
+    pub fn move_to(&mut self, mem: &Ram, position: u16) -> Result<(), QueueError> {
+        self.next_used = Wrapping(load_u16(mem, self.used_ring, RING_IDX, Ordering::Acquire)?);
+        self.next_avail = Wrapping(position);
+        self.seen_avail = self.next_avail;
+        self.unsignalled = 0;
+        Ok(())
     }
 
     // State.

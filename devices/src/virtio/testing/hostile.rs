@@ -550,15 +550,52 @@ impl crate::virtio::net::NetBackend for Mirror {
     }
 }
 
-/// A network card on a network that mirrors, over both transports.
+/// A network card with some pairs of queues, each on a network that mirrors, over
+/// both transports: commands in the control queue first, which may be right, and
+/// then anything.
 pub fn net(data: &[u8]) {
-    use crate::virtio::net::Net;
+    use crate::virtio::net::{Net, Options};
+    let pairs = data.first().map_or(1, |byte| byte % 4 + 1);
     let card = || -> SharedVirtio {
-        let mac = [2, 0, 0, 0, 0, 1];
-        Arc::new(Mutex::new(Net::new(mac, Some(1500), Box::new(Mirror::default()))))
+        let options = Options { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500), ..Options::default() };
+        let backends = (0..pairs).map(|_| Box::new(Mirror::default()) as Box<_>).collect();
+        Arc::new(Mutex::new(Net::new(options, backends).expect("no descriptor is needed")))
     };
-    any_device::<Bench>(data, card(), net_still_works);
-    any_device::<PciBench>(data, card(), net_still_works);
+    net_over::<Bench>(data, card());
+    net_over::<PciBench>(data, card());
+}
+
+fn net_over<C: Carrier>(data: &[u8], device: SharedVirtio) {
+    let p = &mut Program::new(data.get(1..).unwrap_or_default());
+    let commands = p.u8() % 16;
+    let mut driver = Driver::<C>::new(device.clone());
+    let control = driver.rings.len() - 1;
+    for _ in 0..commands {
+        let kind = [(4, 0), (4, 0), (1, 1), (5, 0), (0, 0), (1, 0), (4, 1), (p.u8(), p.u8())];
+        let (class, command) = kind[usize::from(p.u8() % 8)];
+        let mut bytes = vec![class, command];
+        match p.u8() % 4 {
+            // As long as it should be, or not.
+            0 => bytes.extend([p.u8() % 6, 0]),
+            1 => bytes.extend(p.bytes::<6>()),
+            2 => bytes.extend(p.bytes::<8>()),
+            _ => bytes.truncate(usize::from(p.u8() % 3)),
+        }
+        let at = if p.u8().is_multiple_of(16) { p.addr() } else { 0x2_0000 };
+        let _ = driver.mem.write_slice(&bytes, GuestAddress(at));
+        let split = (p.u8() as usize % bytes.len().max(1)) as u64;
+        let pieces = [(at, split as u32), (at.wrapping_add(split), bytes.len() as u32)];
+        let ack = [(0x3_0000, u32::from(!p.u8().is_multiple_of(16)))];
+        let head = driver.rings[control].chain(&driver.mem, &pieces, &ack);
+        driver.rings[control].offer(&driver.mem, head);
+        driver.carrier.ring(control);
+        driver.run();
+        match driver.broken() {
+            true => driver.start(),
+            false => drop(driver.collect(control)),
+        }
+    }
+    any_device::<C>(p.0, device, net_still_works);
 }
 
 /// A frame goes out and comes back.

@@ -67,9 +67,9 @@ fn clock() -> Check {
     }
 }
 
-/// TAP interfaces and the tool that makes them.
+/// TAP interfaces and the tool that makes them, and networks without them.
 pub(super) fn network() -> Vec<Check> {
-    vec![tun(), ip_command()]
+    vec![tun(), ip_command(), user_network()]
 }
 
 fn tun() -> Check {
@@ -104,6 +104,15 @@ fn ip_command() -> Check {
         Some(path) => Check::ok("ip command", path.display().to_string()),
         None => Check::new("ip command", State::Warn, "not found")
             .remedy("install the package iproute2 to set up TAP interfaces"),
+    }
+}
+
+/// Who would serve `--net user`.
+fn user_network() -> Check {
+    let name = "user network";
+    match devices::backend::passt::find() {
+        Some(path) => Check::ok(name, format!("by passt, {}", path.display())),
+        None => Check::ok(name, "by microvm itself, for IPv4; the package passt adds IPv6"),
     }
 }
 
