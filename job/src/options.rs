@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use vmm::config;
 
 /// A job, as its user asks for it.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +36,8 @@ pub struct Options {
     pub overlay: Option<PathBuf>,
     /// Whether there is a terminal; else as the caller's streams are.
     pub terminal: Option<bool>,
+    /// The network card; `None` is none.
+    pub network: Option<config::Net>,
     /// What if the host does not offer all that isolates.
     pub isolation: crate::Isolation,
     /// Where the kernel's messages go.
