@@ -46,7 +46,7 @@ pub struct RunArgs {
     /// Where the job's root file system comes from
     pub image: OsString,
 
-    /// The program and its arguments; those alone, if the image has a program
+    /// The program and its arguments; the latter alone, if the image has a program
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<OsString>,
 
@@ -118,6 +118,13 @@ pub struct RunArgs {
     #[arg(long, visible_alias = "cwd", value_name = "PATH", help_heading = "The job")]
     pub pwd: Option<PathBuf>,
 
+    /// Run PROGRAM even if the image has a program of its own
+    ///
+    /// Else what follows the image are arguments of an OCI image's entrypoint,
+    /// or of the runscript of Singularity's.
+    #[arg(verbatim_doc_comment, long, help_heading = "The job")]
+    pub exec: bool,
+
     /// Give the job a terminal [default: if input and output are one]
     #[arg(short = 't', long, overrides_with = "no_tty", help_heading = "The job")]
     pub tty: bool,
@@ -180,6 +187,7 @@ impl RunArgs {
         job::Options {
             image: self.image,
             arguments: self.arguments,
+            exec: self.exec,
             kernel: self.kernel,
             cpus: self.cpus,
             memory: self.memory.map(|size| size.0),

@@ -12,6 +12,8 @@ pub struct Options {
     pub image: OsString,
     /// What follows it.
     pub arguments: Vec<OsString>,
+    /// Those are a program, even if the image has its own.
+    pub exec: bool,
     /// The guest kernel; else it is looked for.
     pub kernel: Option<PathBuf>,
     /// vCPUs; else as many as the caller may use.

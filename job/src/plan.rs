@@ -51,6 +51,8 @@ impl Plan {
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
         let (source, run) = Source::open(&options.image, progress)?;
+        let runscript = run.is_none() && source != Source::Host && !options.exec;
+        let run = run.unwrap_or_default();
         let (shares, scratch) = shares::choose(&options, caller, &source)?;
         let (cpus, memory) = size::of_caller();
         let mut config = Config::new(kernel::find(options.kernel.clone())?);
@@ -67,7 +69,7 @@ impl Plan {
             path: share.source.clone(),
             readonly: share.readonly,
         }));
-        let arguments = program(&options, &run)?;
+        let arguments = program(&options, &run, runscript)?;
         let (directory, directory_required) = directory(&options, &run, caller)?;
         let spec = Spec {
             root,
@@ -78,6 +80,7 @@ impl Plan {
             network,
             identity: caller.identity.clone(),
             arguments,
+            runscript,
             environment: environment(&options, &run, caller, &source)?,
             directory: bytes(&directory),
             directory_required,
@@ -155,15 +158,19 @@ fn add_disk(config: &mut Config, disk: config::Disk, kind: FileSystem) -> Disk {
     Disk { number, kind: kind.name().into() }
 }
 
-/// The program and its arguments.
-fn program(options: &Options, run: &ImageConfig) -> Result<Vec<Vec<u8>>, Error> {
+/// The program and its arguments. `runscript`: the image may have one, which only
+/// its guest can tell.
+fn program(options: &Options, run: &ImageConfig, runscript: bool) -> Result<Vec<Vec<u8>>, Error> {
     let words = |words: &[String]| words.iter().map(|w| w.clone().into_bytes()).collect();
-    let mut all: Vec<Vec<u8>> = words(&run.entrypoint);
-    match options.arguments.is_empty() {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    if !options.exec {
+        all.extend::<Vec<_>>(words(&run.entrypoint));
+    }
+    match options.arguments.is_empty() && !options.exec {
         true => all.extend::<Vec<_>>(words(&run.cmd)),
         false => all.extend(options.arguments.iter().map(|word| word.clone().into_vec())),
     }
-    if all.is_empty() { Err(Error::NoProgram) } else { Ok(all) }
+    if all.is_empty() && !runscript { Err(Error::NoProgram) } else { Ok(all) }
 }
 
 /// Where the job starts, and whether it has to.

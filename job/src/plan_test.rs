@@ -119,11 +119,14 @@ fn arguments_follow_the_entrypoint_and_replace_the_command() {
         cmd: vec!["--help".into()],
         ..ImageConfig::default()
     };
-    let of = |words: &[&str]| texts(&program(&options("x", words), &run).unwrap());
+    let of = |words: &[&str]| texts(&program(&options("x", words), &run, false).unwrap());
     assert_eq!(of(&[]), ["/app", "--help"]);
     assert_eq!(of(&["a", "b"]), ["/app", "a", "b"]);
-    let none = program(&options("x", &[]), &ImageConfig::default());
-    assert!(matches!(none, Err(Error::NoProgram)));
+    let exec = Options { exec: true, ..options("x", &["a"]) };
+    assert_eq!(texts(&program(&exec, &run, false).unwrap()), ["a"]);
+    let none = |runscript| program(&options("x", &[]), &ImageConfig::default(), runscript);
+    assert!(matches!(none(false), Err(Error::NoProgram)));
+    assert!(none(true).unwrap().is_empty());
 }
 
 #[test]

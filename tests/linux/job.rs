@@ -335,8 +335,9 @@ fn terminal() -> Verdict {
 /// file.
 fn closed() -> Verdict {
     let kit = Kit::new()?;
-    let script = "for fd in 0 1 2; do if (eval \"exec 9>&$fd\") 2>/dev/null; then echo $fd open; \
-        else echo $fd closed; fi; done >\"$0\"; cat >>\"$0\" 2>/dev/null; echo status $? >>\"$0\"";
+    let script = "exec 8>\"$0\"; for fd in 0 1 2; do \
+        if (eval \"exec 9>&$fd\") 2>/dev/null; then echo $fd open >&8; \
+        else echo $fd closed >&8; fi; done; cat >&8 2>/dev/null; echo status $? >&8";
     let run = |mut command: Command, name: &str| -> Result<String, String> {
         let report = kit.path(name);
         command.arg(&report);
@@ -426,10 +427,17 @@ fn overlay() -> Verdict {
     {
         return Err(format!("{first}{}", job.stderr).into());
     }
-    let again = "cat /etc/kept; rm /etc/kept";
+    let again = "cat /etc/kept; cd /; mkdir -p .singularity.d/env; cd .singularity.d; \
+        echo 'export SET=by-the-image' >env/90-environment.sh; \
+        printf '#!/bin/sh\\necho $SET $# $1; exit 3\\n' >runscript; chmod +x runscript";
     let job = complete(kit.run(&options, kit::root(), &["sh", "-c", again]), Vec::new())?;
-    if job.stdout != b"kept\n" {
+    if job.stdout != b"kept\n" || job.status != 0 {
         return Err(format!("the second: {}", job.stderr).into());
+    }
+    // Now there is a program of the image's own.
+    let job = complete(kit.run(&options, kit::root(), &["one", "two words"]), Vec::new())?;
+    if job.stdout != b"by-the-image 2 one\n" || job.status != 3 << 8 {
+        return Err(format!("a runscript: {}", job.stderr).into());
     }
     // The image is as it was, and without an overlay can't be changed at all.
     let alone = "echo x >/etc/new; cat /etc/kept";
