@@ -1,13 +1,17 @@
 //! ACPI tables (ACPI 6.5): a hardware-reduced machine.
 //!
 //! ```text
-//!  RSDP ─► XSDT ─► FADT ─► DSDT   COM1, virtio-mmio devices, pvpanic, \_S5
+//!  RSDP ─► XSDT ─► FADT ─► DSDT   COM1, virtio-mmio devices, PCI, pvpanic, \_S5
 //!              └─► MADT           local APICs, IOAPIC
 //! ```
 //!
 //! Hardware-reduced means that there is no PIC, PIT, RTC or PM timer for an
 //! operating system to look for; sleep and reset are two byte-wide ports. Stock
 //! distribution kernels find their virtio devices here, as `LNRO0005`.
+
+mod events;
+
+pub use events::Events;
 
 use crate::layout;
 use acpi_tables::{
@@ -57,6 +61,8 @@ pub struct Machine {
     pub pvpanic_port: Option<u16>,
     /// Whether there is a PCI bus.
     pub pci: bool,
+    /// What may happen while the machine runs.
+    pub events: Option<Events>,
 }
 
 /// Why the tables could not be written.
@@ -155,6 +161,9 @@ fn dsdt(machine: &Machine) -> Sdt {
     if machine.pci {
         root_bridge(&mut aml);
     }
+    if let Some(events) = &machine.events {
+        events.describe(machine.pci, &mut aml);
+    }
     if let Some(port) = machine.pvpanic_port {
         let name = Name::new("_HID".into(), &"QEMU0001");
         let ports = IO::new(port, port, 1, 1);
@@ -238,6 +247,7 @@ mod tests {
             reset_port: 0x602,
             pvpanic_port: Some(0x505),
             pci: devices == 0,
+            events: Some(Events { gsi: 9, port: 0x604, slots: (devices == 0).then_some(0x610) }),
         }
     }
 

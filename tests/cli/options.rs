@@ -38,6 +38,8 @@ fn help_documents_everything() {
         "--print-config",
         "--log",
         "--metrics",
+        "--control",
+        "microvm ctl",
         "doctor",
         "spectrum",
         "Examples:",

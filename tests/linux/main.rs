@@ -18,6 +18,7 @@ mod machine;
 mod metrics;
 mod net;
 mod pci;
+mod plug;
 mod share;
 mod spectrum;
 mod streams;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         net::tests(),
         usernet::tests(),
         pci::tests(),
+        plug::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),

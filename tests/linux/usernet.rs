@@ -222,12 +222,14 @@ fn passt() -> Verdict {
     let Some(_tap) = default_route() else { return net::unavailable() };
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let (served, called) = (listener.local_addr()?.port(), free_port()?);
+    // The guest ends no half of a stream while the other one goes on: Debian
+    // 12's passt then stalls or repeats itself, behind a plain TAP as well.
     let script = format!(
         "udhcpc -i eth0 -n -q -t 5 -T 2 -s /etc/udhcpc.script >/dev/null 2>&1 || exit 10\n\
-         echo address=$(ip -4 -o addr show dev eth0 | awk '{{print $4}}')\n\
-         nc 10.0.2.2 {served} </dev/null >/tmp/got; echo got=$(stat -c %s /tmp/got)\n\
+         echo address=$(ip -4 -o addr show dev eth0 | awk '{{print $4}}'); mkfifo /tmp/open\n\
+         nc 10.0.2.2 {served} <>/tmp/open >/tmp/got; echo got=$(stat -c %s /tmp/got)\n\
          nc 10.0.2.2 {served} </tmp/got\n\
-         nc -l -p 7000 </tmp/got >/tmp/in; cmp /tmp/in /tmp/got || exit 11\n\
+         nc -l -p 7000 <>/tmp/open >/tmp/in; cmp /tmp/in /tmp/got || exit 11\n\
          echo carrier=$(cat /sys/class/net/eth0/carrier); echo kill it\n\
          for i in $(seq 300); do [ $(cat /sys/class/net/eth0/carrier) = 0 ] && exit 0\n\
            usleep 100000; done; exit 12"
@@ -235,7 +237,9 @@ fn passt() -> Verdict {
     let net = format!("user,backend=passt,host-loopback=on,hostfwd=tcp::{called}-:7000");
     let mut guest = Guest::tiny().script(&script).arg("--net").arg(net).start();
     let (back, called) = (serve(listener), call(called));
-    guest.expect("kill it")?;
+    if let Err(error) = guest.expect("kill it") {
+        return Err(format!("{error}; {}", guest.wait()?.story()).into());
+    }
     let monitor = guest.child.id();
     let children = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children"))?;
     let child: i32 = children.trim().parse().map_err(|_| format!("one child: {children:?}"))?;
@@ -245,9 +249,9 @@ fn passt() -> Verdict {
     check(outcome.value("address")? == "10.0.2.15/24", "its address", &outcome)?;
     check(outcome.value("carrier")? == "1", "the link was up", &outcome)?;
     check(outcome.stderr.contains("the card's link is down"), "and that is said", &outcome)?;
-    for side in [back, called] {
-        let all = side.join().map_err(|_| "the host's side panicked")??;
-        check(all == data(), "all bytes come back as they were", &outcome)?;
-    }
+    let back = back.join().map_err(|_| "the host's side panicked")??;
+    check(back == data(), "all bytes come back as they were", &outcome)?;
+    let nothing = called.join().map_err(|_| "the host's side panicked")??;
+    check(nothing.is_empty(), "nothing else comes out of the port", &outcome)?;
     Ok(Completion::Completed)
 }

@@ -14,8 +14,9 @@ use std::path::Path;
 use std::process::Command;
 
 /// All targets.
-const TARGETS: &[&str] =
-    &["queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "agent", "image"];
+const TARGETS: &[&str] = &[
+    "queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "agent", "image", "control",
+];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.

@@ -29,8 +29,10 @@ const LENGTH: usize = 4;
 const MAX_FRAME: usize = 18 + 65536;
 /// Bytes read at once: a few large frames.
 const ROOM: usize = 4 * (LENGTH + MAX_FRAME);
-/// How long passt may take to answer its first frame.
-const START: Duration = Duration::from_secs(2);
+/// How long passt may take to answer its first frame: how often it is asked, and
+/// how long each answer is waited for.
+const QUESTIONS: usize = 20;
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why passt does not serve a card; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,20 @@ pub fn find() -> Option<PathBuf> {
     let paths = std::env::var_os("PATH")?;
     let found = std::env::split_paths(&paths).map(|dir| dir.join("passt"));
     found.filter(|path| path.is_absolute()).find(|path| path.is_file())
+}
+
+/// Where a passt is that can be relied on: one that tells its version. Debian
+/// 12's (2023-03-09) tells none, and stalls, or repeats data, once its guest has
+/// ended its half of a stream that still has something to receive.
+pub fn find_sound() -> Option<PathBuf> {
+    find().filter(|path| {
+        let told = Command::new(path).arg("--version").stdin(Stdio::null()).output();
+        told.is_ok_and(|output| tells_version(&output.stdout))
+    })
+}
+
+fn tells_version(told: &[u8]) -> bool {
+    !told.is_empty() && !told.starts_with(b"passt unknown version")
 }
 
 /// A child and the stream to it.
@@ -231,10 +247,18 @@ fn greet(mut stream: &UnixStream, mac: [u8; 6]) -> io::Result<()> {
     question.extend(ends(route::GATEWAY));
     let len = (question.len() - LENGTH) as u32;
     question[..LENGTH].copy_from_slice(&len.to_be_bytes());
-    stream.set_read_timeout(Some(START))?;
-    stream.write_all(&question)?;
+    stream.set_read_timeout(Some(ANSWER))?;
     let mut length = [0; LENGTH];
-    stream.read_exact(&mut length)?;
+    let mut asked = 0;
+    loop {
+        asked += 1;
+        stream.write_all(&question)?;
+        match stream.read_exact(&mut length) {
+            // On a busy host it may be a while before it listens.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && asked < QUESTIONS => {}
+            other => break other?,
+        }
+    }
     let len = u32::from_be_bytes(length) as usize;
     if len > MAX_FRAME {
         return Err(ErrorKind::InvalidData.into());

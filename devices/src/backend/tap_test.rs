@@ -5,12 +5,12 @@ use crate::virtio::queue::IoVecStore;
 use std::time::{Duration, Instant};
 
 /// An EtherType that nobody uses (IEEE 802, local experimental 1).
-const ETHERTYPE: u16 = 0x88b5;
+pub(crate) const ETHERTYPE: u16 = 0x88b5;
 const SIOCSIFFLAGS: c_ulong = 0x8914;
 
 /// Runs `test` on a thread in a network namespace of its own; says so and
 /// passes where that or making interfaces is not permitted.
-fn in_own_network(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         // SAFETY: unshare takes a number; it concerns this thread alone.
         if let Err(e) = check(unsafe { libc::unshare(libc::CLONE_NEWNET) }) {
@@ -26,7 +26,7 @@ fn in_own_network(test: impl FnOnce() + Send + 'static) {
     thread.join().unwrap();
 }
 
-fn bring_up(name: &str) {
+pub(crate) fn bring_up(name: &str) {
     let mut request = query(name, SIOCGIFFLAGS).unwrap();
     // SAFETY: SIOCGIFFLAGS has filled in the flags, SIOCSIFFLAGS reads them.
     unsafe {
@@ -38,7 +38,7 @@ fn bring_up(name: &str) {
 
 /// A socket for frames of an interface: it sees those of one EtherType; with 0
 /// it sees none, and its own are whatever they say.
-fn packet_socket(name: &str, protocol: u16) -> OwnedFd {
+pub(crate) fn packet_socket(name: &str, protocol: u16) -> OwnedFd {
     let name = CString::new(name).unwrap();
     // SAFETY: the structure is plain data, and each call gets its true size.
     unsafe {
@@ -55,7 +55,7 @@ fn packet_socket(name: &str, protocol: u16) -> OwnedFd {
     }
 }
 
-fn wait<T>(mut f: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait<T>(mut f: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         if let Some(value) = f() {
@@ -66,7 +66,7 @@ fn wait<T>(mut f: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn frame(len: usize) -> Vec<u8> {
+pub(crate) fn frame(len: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|i| i as u8).collect();
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);

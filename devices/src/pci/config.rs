@@ -109,7 +109,7 @@ impl ConfigSpace {
         }
     }
 
-    /// Where BAR 0 is decoded, if memory space is enabled.
+    /// Where BAR 0 is decoded, if memory space is enabled and it has a place.
     pub fn bar0(&self) -> Option<u64> {
         let word = |at: usize| {
             self.bytes[at..at + 4]
@@ -117,7 +117,8 @@ impl ConfigSpace {
                 .rev()
                 .fold(0u32, |word, byte| word << 8 | u32::from(*byte))
         };
-        (self.bytes[COMMAND] & MEMORY_SPACE != 0).then(|| u64::from(word(BAR0) & !0xf))
+        let base = u64::from(word(BAR0) & !0xf);
+        (self.bytes[COMMAND] & MEMORY_SPACE != 0 && base != 0).then_some(base)
     }
 
     /// All registers, for a saved state.

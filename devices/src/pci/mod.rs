@@ -7,9 +7,11 @@
 //!  memory window ──────► Window ──────┘   (whoever decodes the address now)
 //! ```
 //!
+//! Functions come and go by ACPI ([`hotplug`]).
 //! Interrupts are messages only ([`msix`]): no function has an INTx pin.
 
 pub mod config;
+pub mod hotplug;
 pub mod msix;
 pub mod root;
 

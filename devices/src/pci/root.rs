@@ -1,8 +1,11 @@
 //! The root bus: who answers at an address.
+//!
+//! Functions may come and go while the machine runs. Whoever reaches one keeps
+//! it alive for the length of an access, and holds no lock of the bus meanwhile.
 
 use super::config::{ConfigSpace, Identity};
 use crate::bus::{BusDevice, lock};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// First port of configuration mechanism #1, of eight.
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -33,32 +36,63 @@ pub type SharedFunction = Arc<Mutex<dyn Function>>;
 /// The most devices on a bus.
 pub const MAX_DEVICES: usize = 32;
 
-/// Bus 0: device NN is the function at index NN, and device 0 the host bridge.
+/// Bus 0: device NN is the function in slot NN, and device 0 the host bridge.
 pub struct Root {
-    functions: Vec<SharedFunction>,
+    slots: RwLock<[Option<SharedFunction>; MAX_DEVICES]>,
 }
 
 impl Root {
     /// A bus with `functions` from device 1 on. More than fit are left out.
     pub fn new(functions: Vec<SharedFunction>) -> Arc<Self> {
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
-        let all = std::iter::once(bridge).chain(functions).take(MAX_DEVICES);
-        Arc::new(Self { functions: all.collect() })
+        let mut all = std::iter::once(bridge).chain(functions);
+        Arc::new(Self { slots: RwLock::new(std::array::from_fn(|_| all.next())) })
+    }
+
+    /// Puts a function into a slot; whether the slot exists and was empty.
+    pub fn insert(&self, slot: usize, function: SharedFunction) -> bool {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        match slots.get_mut(slot) {
+            Some(place @ None) => {
+                *place = Some(function);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the function out of a slot, but for the host bridge: from now on
+    /// the guest finds nothing there.
+    pub fn remove(&self, slot: usize) -> Option<SharedFunction> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.get_mut(slot).filter(|_| slot != 0)?.take()
+    }
+
+    /// The first slot without a function, but for those that have a bit in
+    /// `except`.
+    pub fn free_slot(&self, except: u32) -> Option<usize> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let free = slots.iter().enumerate().filter(|(_, function)| function.is_none());
+        free.map(|(slot, _)| slot).find(|slot| except >> slot & 1 == 0)
     }
 
     /// Device, offset: only bus 0, function 0 exist.
-    fn select(&self, address: u32) -> Option<(&SharedFunction, usize)> {
+    fn select(&self, address: u32) -> Option<(SharedFunction, usize)> {
         let (bus, devfn) = (address >> 16 & 0xff, address >> 8 & 0xff);
-        let there = address & ENABLE != 0 && bus == 0 && devfn & 7 == 0;
-        let function = self.functions.get(devfn as usize >> 3).filter(|_| there)?;
+        if address & ENABLE == 0 || bus != 0 || devfn & 7 != 0 {
+            return None;
+        }
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let function = slots.get(devfn as usize >> 3)?.clone()?;
         Some((function, address as usize & 0xfc))
     }
 
-    fn decoder(&self, address: u64, size: u64) -> Option<(&SharedFunction, u64)> {
-        self.functions.iter().find_map(|function| {
+    fn decoder(&self, address: u64, size: u64) -> Option<(SharedFunction, u64)> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().flatten().find_map(|function| {
             let (base, len) = lock(function).bar()?;
             let offset = address.checked_sub(base)?;
-            (offset.checked_add(size)? <= len).then_some((function, offset))
+            (offset.checked_add(size)? <= len).then(|| (function.clone(), offset))
         })
     }
 }
@@ -107,7 +141,7 @@ impl BusDevice for ConfigPorts {
             None => {}
             Some(byte) => {
                 if let Some((function, register)) = self.root.select(self.address) {
-                    lock(function).read_config(register + byte as usize, data);
+                    lock(&function).read_config(register + byte as usize, data);
                 }
             }
         }
@@ -121,7 +155,7 @@ impl BusDevice for ConfigPorts {
             (None, _) => {}
             (Some(byte), _) => {
                 if let Some((function, register)) = self.root.select(self.address) {
-                    lock(function).write_config(register + byte as usize, data);
+                    lock(&function).write_config(register + byte as usize, data);
                 }
             }
         }
@@ -144,13 +178,13 @@ impl Window {
 impl BusDevice for Window {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
-            lock(function).read_bar(at, data);
+            lock(&function).read_bar(at, data);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
-            lock(function).write_bar(at, data);
+            lock(&function).write_bar(at, data);
         }
     }
 }

@@ -18,6 +18,7 @@ use devices::bus::{Bus, BusDevice, SharedDevice, lock};
 use devices::irq::IrqLine;
 use devices::legacy::power::{PowerLine, PowerRequest};
 use devices::legacy::{debug, i8042, pm, pvpanic, rtc, serial};
+use devices::pci::hotplug::{self, HotPlug};
 use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, Root, Window};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,6 +63,8 @@ pub struct Board {
     describe: Describe,
     virtio_mmio: usize,
     pci: bool,
+    button: Option<Arc<Mutex<pm::PowerButton>>>,
+    hot_plug: Option<Arc<Mutex<HotPlug>>>,
 }
 
 /// How the guest is told what there is.
@@ -99,8 +102,29 @@ impl Board {
         put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
         put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
         put(pm::SLEEP_CONTROL, pm::SIZE, shared(pm::PowerManagement::new(power)))?;
+        // Without somebody to press it there is no button, and without ACPI
+        // nobody would know what it is.
+        let mut button = None;
+        if config.control.is_some() && describe == Describe::Acpi {
+            let irq = IrqLine::new().map_err(Error::host("eventfd"))?;
+            vm.connect_irq(&irq, layout::GED_GSI)?;
+            let events = Arc::new(Mutex::new(pm::PowerButton::new(irq)));
+            ports.insert(pm::GED_EVENTS.into(), pm::GED_SIZE, events.clone())?;
+            button = Some(events);
+        }
         let memory = Bus::new();
-        Ok(Self { ports, memory, serial, output, describe, virtio_mmio: 0, pci: false })
+        let (virtio_mmio, pci, hot_plug) = (0, false, None);
+        Ok(Self { ports, memory, serial, output, describe, virtio_mmio, pci, button, hot_plug })
+    }
+
+    /// The power button, if there is one.
+    pub fn button(&self) -> Option<Arc<Mutex<pm::PowerButton>>> {
+        self.button.clone()
+    }
+
+    /// The registers of the PCI slots, if functions may come and go.
+    pub fn hot_plug(&self) -> Option<Arc<Mutex<HotPlug>>> {
+        self.hot_plug.clone()
     }
 
     /// Puts a virtio-mmio device in its place.
@@ -113,6 +137,12 @@ impl Board {
     /// Puts a PCI bus in its place.
     pub fn add_pci(&mut self, root: Arc<Root>) -> Result<(), Error> {
         self.pci = true;
+        if self.button.is_some() {
+            let registers = HotPlug::new(root.clone()).map_err(Error::host("eventfd"))?;
+            let registers = Arc::new(Mutex::new(registers));
+            self.ports.insert(hotplug::BASE.into(), hotplug::SIZE, registers.clone())?;
+            self.hot_plug = Some(registers);
+        }
         let ports = shared(ConfigPorts::new(root.clone()));
         self.ports.insert(CONFIG_ADDRESS.into(), CONFIG_PORTS, ports)?;
         let window = shared(Window::new(root, layout::PCI_WINDOW));
@@ -138,6 +168,11 @@ impl Board {
             reset_port: pm::RESET,
             pvpanic_port: Some(pvpanic::PORT),
             pci: self.pci,
+            events: self.button.as_ref().map(|_| acpi::Events {
+                gsi: layout::GED_GSI,
+                port: pm::GED_EVENTS,
+                slots: self.hot_plug.as_ref().map(|_| hotplug::BASE),
+            }),
         };
         Ok(acpi::write(ram, &machine)?)
     }

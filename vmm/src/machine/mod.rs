@@ -11,6 +11,8 @@ mod board;
 mod console;
 mod error;
 mod limits;
+mod operator;
+mod pci;
 mod slots;
 mod usernet;
 
@@ -20,6 +22,7 @@ use crate::config::{Config, MetricsTarget};
 use crate::console::input::{Input, InputSink};
 use crate::console::signals;
 use crate::console::terminal::RawTerminal;
+use crate::control::Server;
 use crate::ending::Ending;
 use crate::events::{EndWatch, ResizeWatch, SignalWatch};
 use crate::exit::Exit;
@@ -32,8 +35,11 @@ use crate::vm::Vm;
 use boot::{Initrd, Kernel, Payload};
 use devices::backend::console::Loss;
 use devices::backend::prepared::Prepared;
+use devices::bus::lock;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use slots::Devices;
+use operator::{Operator, Parts};
+use pci::PciBus;
+use slots::{Connected, Devices};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -52,6 +58,7 @@ struct Inputs {
     cmdline: String,
     devices: Devices,
     metrics: Option<metrics::Target>,
+    control: Option<Server>,
 }
 
 impl Inputs {
@@ -62,7 +69,8 @@ impl Inputs {
         let devices = slots::open(config, streams)?;
         let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
-        let inputs = Self { kernel, initrd, cmdline, devices, metrics };
+        let control = config.control.as_deref().map(Server::listen).transpose()?;
+        let inputs = Self { kernel, initrd, cmdline, devices, metrics, control };
         boot::load::check(&inputs.payload(config, 0))?;
         Ok(inputs)
     }
@@ -118,14 +126,34 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         None => Ending::new().map_err(Error::host("eventfd"))?,
     };
     let mut board = board::Board::new(config, &vm, &ending)?;
-    let virtio = slots::connect(config, &inputs.devices.slots, &vm, &ram, &mut board)?;
+    // No handle on a device is left here: it could not leave the machine.
+    let devices = std::mem::take(&mut inputs.devices.slots);
+    let (virtio, bus) = slots::connect(config, devices, &vm, &ram, &mut board)?;
     let rsdp = board.describe(&ram, config.cpus)?;
     let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
     vm.enter(&vcpus[0], entry)?;
 
-    let counters = Arc::new(Metrics::new(&virtio, &vcpus));
+    let counters = Arc::new(Metrics::new(&vcpus));
     let mut events = Events::new().map_err(Error::events)?;
-    virtio.into_iter().for_each(|worker| add(&mut events, worker));
+    let mut operator = match inputs.control.take() {
+        Some(server) => {
+            let parts = Parts {
+                hot_plug: board.hot_plug(),
+                button: board.button(),
+                balloon: inputs.devices.balloon.clone(),
+                metrics: counters.clone(),
+                ending: ending.clone(),
+            };
+            Some(operate(server, config, bus, parts, virtio, &mut events)?)
+        }
+        None => {
+            for Connected { worker, .. } in virtio {
+                counters.add(&worker);
+                add(&mut events, worker);
+            }
+            None
+        }
+    };
     add(&mut events, EndWatch(ending.clone()));
     if let Some(signals) = attached.signals {
         add(&mut events, SignalWatch { signals, ending: ending.clone() });
@@ -152,16 +180,41 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
+        if let Some(operator) = &mut operator {
+            operator.turn(&mut events);
+        }
     }
     let crashed = stop(running);
-    drop((events, reports));
+    drop((operator, events, reports));
     let console = inputs.devices.console.as_ref().map(|console| console.outputs.as_slice());
     let outputs = console.unwrap_or_default().iter().chain([&serial_output]);
     let loss = outputs.filter_map(|output| output.finish(DRAIN)).next();
     drop(terminal);
-    inputs.devices.report();
+    counters.report();
     let exit = ending.how().unwrap_or(Exit::Quit);
     Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
+}
+
+/// Puts the control socket and all devices on the event loop.
+fn operate(
+    mut server: Server,
+    config: &Config,
+    bus: Option<PciBus>,
+    parts: Parts,
+    devices: Vec<Connected>,
+    events: &mut Events,
+) -> Result<Operator, Error> {
+    if let Some(registers) = &parts.hot_plug {
+        server.wake_by(lock(registers).event().map_err(Error::host("eventfd"))?);
+    }
+    let server = Arc::new(Mutex::new(server));
+    events.add_subscriber(server.clone());
+    let mut operator = Operator::new(server, config, bus, parts);
+    let mut backends = slots::backends(config);
+    for Connected { worker, plugged } in devices {
+        operator.attach(worker, plugged, backends.next(), events);
+    }
+    Ok(operator)
 }
 
 /// What the event loop does in this machine beside what it always does.
@@ -171,6 +224,7 @@ fn needs(config: &Config, devices: &Devices, streams: bool) -> sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
+        control: config.control.is_some(),
         networks: devices.networks,
         streams,
     }

@@ -403,3 +403,22 @@ proptest! {
         hostile::mmio(&program);
     }
 }
+
+/// Who raises the line does not tell why; the status has to.
+#[test]
+fn the_status_has_a_cause_while_another_raises_the_line() {
+    let mut bench = Bench::started(Arc::new(Mutex::new(crate::virtio::rng::Rng::new())), 0);
+    let calls = Arc::new(Calls::default());
+    let interrupt = bench.transport.interrupt().clone();
+    interrupt.delegate(calls.clone(), 1);
+    let line = interrupt.line().unwrap().eventfd();
+    assert_eq!(*lock(&calls.0), [(0, Some(std::os::fd::AsRawFd::as_raw_fd(line)))]);
+    for _ in 0..2 {
+        assert_eq!(bench.read(INTERRUPT_STATUS), crate::virtio::INT_VRING);
+        bench.write(INTERRUPT_ACK, 1);
+    }
+    interrupt.config();
+    assert_eq!(bench.read(INTERRUPT_STATUS), crate::virtio::INT_VRING | crate::virtio::INT_CONFIG);
+    bench.write(STATUS, 0);
+    assert_eq!(bench.read(INTERRUPT_STATUS), 0);
+}

@@ -22,6 +22,8 @@ mod control;
 mod device;
 mod kernel;
 #[cfg(test)]
+mod kernel_test;
+#[cfg(test)]
 mod multi_test;
 mod pair;
 mod receive;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::hostile;
-use crate::virtio::testing::pci::{BASE, PciBench};
+use crate::virtio::testing::pci::{BASE, Host, PciBench};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use vm_memory::{Bytes, GuestAddress};
@@ -67,6 +67,43 @@ fn doorbells_move_with_the_bar() {
 }
 
 #[test]
+fn a_function_that_has_left_is_not_there() {
+    let mut bench = bench();
+    bench.start();
+    assert!(random(&mut bench));
+    bench.function.retire().unwrap();
+    let moves = bench.host.moves.lock().unwrap().clone();
+    assert_eq!(moves.last(), Some(&(Some(u64::from(BASE) + NOTIFY), 0)), "doorbells are untied");
+    let routes = bench.host.routes.lock().unwrap().len();
+    bench.function.write_config(4, &[6, 0]);
+    bench.function.write_config(0x10, &0xd018_0000u32.to_le_bytes());
+    bench.write(TABLE + 28, 1, 4);
+    bench.write(TABLE + 16, 0xfee0_1000, 8);
+    bench.write(TABLE + 28, 0, 4);
+    bench.write(0x14, 15, 1);
+    assert_eq!(bench.function.bar(), None);
+    assert_eq!(bench.host.moves.lock().unwrap().len(), moves.len());
+    assert_eq!(bench.host.routes.lock().unwrap().len(), routes, "its GSIs are another's by now");
+    let mut word = [0xff; 4];
+    bench.function.read_config(0, &mut word);
+    bench.function.read_bar(0, &mut word);
+    assert_eq!(word, [0xff; 4]);
+}
+
+#[test]
+fn a_bar_without_a_place_is_not_decoded() {
+    let (mem, host) = (crate::virtio::testing::ram(), Host::default());
+    let device: SharedVirtio = Arc::new(Mutex::new(Rng::new()));
+    let (routes, doorbells) = (Box::new(host.clone()), Box::new(host.clone()));
+    let mut function = VirtioPci::new(mem, device, 0, routes, doorbells).unwrap();
+    function.write_config(4, &[6, 0]);
+    assert_eq!(function.bar(), None);
+    function.write_config(0x10, &0xd014_0000u32.to_le_bytes());
+    assert_eq!(function.bar(), Some((0xd014_0000, BAR_SIZE.into())));
+    assert_eq!(*host.moves.lock().unwrap(), [(None, 0xd014_0000 + NOTIFY)]);
+}
+
+#[test]
 fn registers_can_be_reached_through_the_configuration_space() {
     let mut bench = bench();
     let at = bench.capability(VENDOR_CAPABILITY, CAP_PCI);
@@ -102,6 +139,44 @@ fn a_saved_function_goes_on_where_it_was() {
     let fired = other.fired();
     assert!(random(&mut other));
     assert_eq!(other.fired(), [0, 1], "after {fired:?}");
+}
+
+/// While a vector is masked its interrupts must come to us, who keep them.
+#[test]
+fn whoever_interrupts_in_our_place_is_told_of_masks() {
+    use crate::virtio::testing::Calls;
+    use std::os::fd::AsRawFd;
+    let mut bench = bench();
+    bench.start();
+    let interrupt = bench.function.core.interrupt.clone();
+    let lines: Vec<_> =
+        bench.function.msix().lines().map(|line| Some(line.eventfd().as_raw_fd())).collect();
+    let calls = Arc::new(Calls::default());
+    interrupt.delegate(calls.clone(), 1);
+    let told = || std::mem::take(&mut *calls.0.lock().unwrap());
+    assert_eq!(told(), [(0, lines[1])]);
+    let vector_control = TABLE + 16 + 12;
+    bench.write(vector_control, 1, 4);
+    assert_eq!(told(), [(0, None)]);
+    interrupt.queue(0);
+    assert_eq!(bench.fired()[1], 0, "it is masked");
+    bench.write(vector_control, 0, 4);
+    assert_eq!((told(), bench.fired()[1]), (vec![(0, lines[1])], 1), "and comes later");
+    // All at once, in the function's own configuration.
+    let control = bench.capability(msix::CAPABILITY, 0) + 2;
+    for (value, line) in [(0xc000u16, None), (0x8000, lines[1]), (0, None), (0x8000, lines[1])] {
+        bench.function.write_config(control, &value.to_le_bytes());
+        assert_eq!(told(), [(0, line)], "{value:#x}");
+    }
+    bench.write(0x1a, 0, 2);
+    assert_eq!(told(), [(0, None)], "another vector, which is masked");
+    bench.write(TABLE + 12, 0, 4);
+    assert_eq!(told(), [(0, lines[0])]);
+    bench.write(0x1a, 0xffff, 2);
+    assert_eq!(told(), [(0, None)], "none");
+    bench.write(0x14, 0, 1);
+    bench.write(0x1a, 0, 2);
+    assert_eq!(told(), [], "nobody after a reset");
 }
 
 proptest! {

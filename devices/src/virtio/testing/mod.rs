@@ -222,6 +222,16 @@ impl Disk for MemDisk {
     }
 }
 
+/// Someone who interrupts in a device's place, and remembers how it is to.
+#[derive(Debug, Default)]
+pub struct Calls(pub Mutex<Vec<(usize, Option<std::os::fd::RawFd>)>>);
+
+impl super::Caller for Calls {
+    fn call(&self, queue: usize, line: Option<&vmm_sys_util::eventfd::EventFd>) {
+        lock(&self.0).push((queue, line.map(std::os::fd::AsRawFd::as_raw_fd)));
+    }
+}
+
 /// A device behind its registers, with a driver's view of it.
 pub struct Bench {
     /// Guest memory.
