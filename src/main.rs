@@ -17,6 +17,7 @@ use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU8, Ordering};
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
 use vmm::control::ClientError;
@@ -69,7 +70,10 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             logger::say(&args::one_line(&error));
-            return ExitCode::from(status::USAGE);
+            let of_job = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            // What a job itself may say is no status of ours.
+            let status = if of_job { job::status::FAILED } else { status::USAGE };
+            return ExitCode::from(status);
         }
     };
     finish(match args.command {
@@ -115,6 +119,7 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 /// Ends as the job does.
 fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     logger::install(level.into());
+    BROKEN.store(job::status::FAILED, Ordering::Relaxed);
     let mut bar = image_commands::Bar::default();
     let job = Job::prepare(wanted.into_options(), &mut bar)?;
     drop(bar);
@@ -172,6 +177,9 @@ fn print(text: &str) -> Result<(), Error> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
 }
 
+/// The exit status for a fault of the monitor's own.
+static BROKEN: AtomicU8 = AtomicU8::new(status::INTERNAL);
+
 /// A fault of the monitor's own: one line, and the exit status that says so. By
 /// now the terminal is as it was: its own hook runs before this one.
 fn on_panic(info: &PanicHookInfo) {
@@ -185,5 +193,5 @@ fn on_panic(info: &PanicHookInfo) {
     logger::say(&format!("internal error{place}: {text}: please report this"));
     // SAFETY: _exit has no preconditions. Destructors of other threads must not
     // run into what this one left half done.
-    unsafe { libc::_exit(status::INTERNAL.into()) }
+    unsafe { libc::_exit(BROKEN.load(Ordering::Relaxed).into()) }
 }

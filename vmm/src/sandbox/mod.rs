@@ -194,11 +194,13 @@ const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
 /// Beside the common ones: the streams and signals of a job's runner.
 const RELAY: &[i64] = &[
     libc::SYS_dup2,
+    libc::SYS_fstat,
     libc::SYS_getpgrp,
     libc::SYS_poll,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_shutdown,
+    libc::SYS_statx,
 ];
 const RELAY_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP, TIOCGWINSZ];
 
