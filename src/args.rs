@@ -97,9 +97,9 @@ pub struct Args {
 
     /// Image of the root file system, the guest's /dev/vda
     ///
-    /// /dev/sda with --disk-bus ide. Completes the kernel's command line with
-    /// root= and ro or rw where it does not say otherwise. A comma in a path is
-    /// written twice.
+    /// /dev/sda with --disk-bus ide. Completes the kernel's command line
+    /// with root= and ro or rw where it does not say otherwise. A comma in a
+    /// path is written twice.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -245,8 +245,8 @@ pub struct Args {
     /// Limit the guest's entropy device
     ///
     /// It is there with every other virtio device. At most SIZE bytes of the
-    /// host's getrandom in a second, and BURST at once after a rest [default: a
-    /// tenth of SIZE].
+    /// host's getrandom in a second, and BURST at once after a rest
+    /// [default: a tenth of SIZE].
     #[arg(
         verbatim_doc_comment,
         long,
@@ -257,8 +257,8 @@ pub struct Args {
 
     /// What carries the virtio devices: mmio or pci
     ///
-    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio, and the
-    /// default where there is a motherboard; else it is mmio.
+    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio, and
+    /// the default where there is a motherboard; else it is mmio.
     #[arg(verbatim_doc_comment, long, value_name = "BUS", help_heading = "The machine")]
     transport: Option<Transport>,
 
@@ -270,7 +270,7 @@ pub struct Args {
 
     /// How far the guest is paravirtualized [default: pv]
     ///
-    /// Each mode is a choice of the four switches below, which can be set alone:
+    /// Each mode is a choice of the switches below, which can be set alone:
     ///   hvm     a PC, and nothing made for virtual machines:
     ///           ide, rtl8139, board direct, intr kernel
     ///   hvm-pv  the same with virtio: virtio, virtio, direct, kernel
@@ -282,8 +282,8 @@ pub struct Args {
 
     /// What disks are attached to: virtio, ide or ide-pio
     ///
-    /// IDE disks are /dev/sda, /dev/sdb, and so on; four drives fit. ide-pio has
-    /// the processor move every byte.
+    /// IDE disks are /dev/sda, /dev/sdb, and so on; four drives fit. ide-pio
+    /// has the processor move every byte.
     #[arg(verbatim_doc_comment, long, value_name = "BUS", help_heading = "The spectrum")]
     disk_bus: Option<DiskBus>,
 
@@ -291,18 +291,19 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", help_heading = "The spectrum")]
     net_model: Option<NetModel>,
 
-    /// The motherboard, and the way into the guest: pvh, direct, real16 or bios
+    /// Motherboard and way into the guest: pvh, direct, real16 or bios
     ///
-    /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as pvh
-    /// does; real16 enters a bzImage in real mode, with a BIOS of microvm's own.
-    /// Devices that need a motherboard bring it. (bios: not yet.)
+    /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as
+    /// pvh does; real16 enters a bzImage in real mode, with a BIOS of
+    /// microvm's own. Devices that need a motherboard bring it. (bios: not
+    /// yet.)
     #[arg(verbatim_doc_comment, long, value_name = "BOARD", help_heading = "The spectrum")]
     board: Option<BoardKind>,
 
     /// Who provides interrupts and timers: kernel, pv, split or user
     ///
-    /// kernel is KVM, as hardware would; pv also has KVM's clock and its other
-    /// features, which kernel hides. (split and user: not yet.)
+    /// kernel is KVM, as hardware would; pv also has KVM's clock and its
+    /// other features, which kernel hides. (split and user: not yet.)
     #[arg(verbatim_doc_comment, long, value_name = "WHO", help_heading = "The spectrum")]
     intr: Option<Intr>,
 
