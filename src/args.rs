@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -43,6 +44,10 @@ Examples:
       What the guest's programs free goes back to the host.
   microvm --kernel vmlinux --rootfs debian.img --mode hvm --net tap=vmtap0
       A PC with an IDE disk and an RTL8139, and no sign of a virtual machine.
+  microvm --kernel vmlinux --rootfs debian.img --transport pci \\
+          --control /tmp/vm.sock
+  microvm ctl /tmp/vm.sock add-disk data.img
+      A disk for the guest while it runs; microvm ctl --help tells more.
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
@@ -61,7 +66,8 @@ Console keys (when standard input is a terminal):
   standard input is passed byte by byte; its end does not end the guest.
 
 Exit status:
-  0        the guest powered off or rebooted, or the user left with Ctrl-a x
+  0        the guest powered off or rebooted, or the user left with Ctrl-a x or
+           microvm ctl PATH quit
   2        the command line can't be read
   3        a file or value that was given can't be used
   4        this host can't run the machine: see microvm doctor
@@ -160,10 +166,11 @@ pub struct Args {
 
     /// A network card; may be given more than once
     ///
-    /// tap=NAME connects it to a TAP interface of the host. user needs neither
-    /// an interface nor root: what the guest sends leaves the host as your own
-    /// connections do. The guest finds its address by DHCP: 10.0.2.15, its
-    /// gateway 10.0.2.2, and its name server, which asks the host's, 10.0.2.3.
+    /// tap=NAME connects it to a TAP interface of the host. user needs
+    /// neither an interface nor root: what the guest sends leaves the host as
+    /// your own connections do. The guest finds its address by DHCP:
+    /// 10.0.2.15, its gateway 10.0.2.2, and its name server, which asks the
+    /// host's, 10.0.2.3.
     ///   mac=ADDRESS         [default: derived from the interface's name, or
     ///                       the card's number]
     ///   rate=SIZE[:BURST], ops=N[:BURST]
@@ -178,9 +185,10 @@ pub struct Args {
     ///                       the guest reaches what listens on the host's
     ///                       127.0.0.1 as its gateway [default: off]
     ///   backend=auto|passt|internal
-    ///                       who moves the frames; auto is passt where it is
-    ///                       installed and works, else microvm itself, for
-    ///                       IPv4 only [default: auto]
+    ///                       who moves the frames; auto is passt where one
+    ///                       newer than Debian 12's is installed and works,
+    ///                       else microvm itself, for IPv4 only
+    ///                       [default: auto]
     /// With tap=:
     ///   mtu=N               the guest's largest packet and the interface's,
     ///                       which is set where microvm may
@@ -188,9 +196,9 @@ pub struct Args {
     ///   queues=N            1 to 16 pairs of queues [default: one for each
     ///                       vCPU, at most 8, if the interface was made with
     ///                       multi_queue, else one]
-    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
-    ///                       but a guest then speaks to the kernel itself;
-    ///                       auto where it can [default: off]
+    ///   vhost=off|on|auto   let the host's kernel move the frames: less
+    ///                       work, but a guest then speaks to the kernel
+    ///                       itself; auto where it can [default: off]
     #[arg(
         verbatim_doc_comment,
         long = "net",
@@ -362,6 +370,14 @@ pub struct Args {
     )]
     ports: Vec<Port>,
 
+    /// Change the machine while it runs: microvm ctl PATH
+    ///
+    /// A Unix socket made at PATH, where nothing may be, for its user alone,
+    /// and removed at the end. Disks and network cards are added and removed
+    /// with --transport pci; disks are resized with either transport.
+    #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The machine")]
+    control: Option<PathBuf>,
+
     /// Start even where a probe says that this KVM can't run Linux
     ///
     /// For small guests of one's own; Linux would hang or crash there.
@@ -412,6 +428,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    Ctl(CtlArgs),
     Run(Box<RunArgs>),
     #[command(flatten)]
     Image(ImageCommand),
@@ -493,6 +510,7 @@ impl Args {
         config.initrd = self.initrd.or(config.initrd);
         config.vsock = self.vsock.or(config.vsock);
         config.metrics = self.metrics.or(config.metrics);
+        config.control = self.control.or(config.control);
         config.balloon = self.balloon.or(config.balloon);
         config.rng = self.rng.or(config.rng);
         config.console = self.console.or(config.console);
@@ -660,6 +678,9 @@ mod tests {
             (&["--kernel", "a", "--kernel", "b"], "--kernel"),
             (&["--log", "loud"], "debug"),
             (&["doctor", "--jsn"], "--json"),
+            (&["ctl", "s"], "add-disk"),
+            (&["ctl", "s", "add-disk", "a,colour=red"], "colour"),
+            (&["ctl", "s", "resize-disk", "block1", "much"], "much"),
             (&["stray"], "stray"),
             (&["--kernel"], "--kernel"),
         ] {

@@ -2,6 +2,7 @@
 //! line and an exit status that say what happened.
 
 mod args;
+mod ctl;
 mod doctor;
 mod image_commands;
 mod logger;
@@ -10,6 +11,7 @@ mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
+use ctl::CtlArgs;
 use job::{Job, Outcome};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
@@ -17,6 +19,7 @@ use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
+use vmm::control::ClientError;
 use vmm::exit::{Exit, status};
 use vmm::machine::Attached;
 use vmm::{host, machine};
@@ -28,6 +31,8 @@ enum Error {
     Args(#[from] ArgsError),
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Control(#[from] ClientError),
     #[error(transparent)]
     Job(#[from] job::Error),
     #[error("signals: {}", args::plain(.0))]
@@ -44,7 +49,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) | Self::Image(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) => status::INPUT,
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
@@ -69,6 +74,7 @@ fn main() -> ExitCode {
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
+        Some(Command::Ctl(wanted)) => ask(wanted),
         Some(Command::Spectrum { json }) => show_spectrum(json),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Image(command)) => image_commands::run(command),
@@ -120,6 +126,12 @@ fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
             Ok(status::SIGNAL_BASE.wrapping_add(signal))
         }
     }
+}
+
+/// Asks a running machine for something and prints its answer.
+fn ask(wanted: CtlArgs) -> Result<u8, Error> {
+    let answer = wanted.ask()?;
+    print(&format!("{answer}\n")).map(|()| status::OK)
 }
 
 fn examine(json: bool) -> Result<u8, Error> {

@@ -45,6 +45,8 @@ fn help_documents_everything() {
         "--intr",
         "--pv-features",
         "--cdrom",
+        "--control",
+        "microvm ctl",
         "doctor",
         "spectrum",
         "Examples:",

@@ -19,6 +19,7 @@ mod metrics;
 mod modes;
 mod net;
 mod pci;
+mod plug;
 mod share;
 mod spectrum;
 mod streams;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         usernet::tests(),
         pci::tests(),
         modes::tests(),
+        plug::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),
