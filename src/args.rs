@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use vmm::config::{
-    Balloon, Config, ConfigError, Console, Disk, MetricsConfig, Net, Port, Rng, Serial, Share,
-    Size, Transport, Vsock,
+    Balloon, BoardKind, Config, ConfigError, Console, Disk, DiskBus, Intr, MetricsConfig, Mode,
+    Net, NetModel, Port, PvFeatures, Rng, Serial, Share, Size, Transport, Vsock,
 };
 
 /// The largest configuration file: far more than 16 devices need.
@@ -42,6 +42,8 @@ Examples:
   microvm --kernel vmlinux --rootfs debian.img --memory 4G \\
           --balloon free-page-reporting=on,deflate-on-oom=on
       What the guest's programs free goes back to the host.
+  microvm --kernel vmlinux --rootfs debian.img --mode hvm --net tap=vmtap0
+      A PC with an IDE disk and an RTL8139, and no sign of a virtual machine.
   microvm --kernel vmlinux --rootfs debian.img --transport pci \\
           --control /tmp/vm.sock
   microvm ctl /tmp/vm.sock add-disk data.img
@@ -103,8 +105,9 @@ pub struct Args {
 
     /// Image of the root file system, the guest's /dev/vda
     ///
-    /// Completes the kernel's command line with root= and ro or rw where it
-    /// does not say otherwise. A comma in a path is written twice.
+    /// /dev/sda with --disk-bus ide. Completes the kernel's command line
+    /// with root= and ro or rw where it does not say otherwise. A comma in a
+    /// path is written twice.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -165,10 +168,11 @@ pub struct Args {
 
     /// A network card; may be given more than once
     ///
-    /// tap=NAME connects it to a TAP interface of the host. user needs neither
-    /// an interface nor root: what the guest sends leaves the host as your own
-    /// connections do. The guest finds its address by DHCP: 10.0.2.15, its
-    /// gateway 10.0.2.2, and its name server, which asks the host's, 10.0.2.3.
+    /// tap=NAME connects it to a TAP interface of the host. user needs
+    /// neither an interface nor root: what the guest sends leaves the host as
+    /// your own connections do. The guest finds its address by DHCP:
+    /// 10.0.2.15, its gateway 10.0.2.2, and its name server, which asks the
+    /// host's, 10.0.2.3.
     ///   mac=ADDRESS         [default: derived from the interface's name, or
     ///                       the card's number]
     ///   rate=SIZE[:BURST], ops=N[:BURST]
@@ -194,9 +198,9 @@ pub struct Args {
     ///   queues=N            1 to 16 pairs of queues [default: one for each
     ///                       vCPU, at most 8, if the interface was made with
     ///                       multi_queue, else one]
-    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
-    ///                       but a guest then speaks to the kernel itself;
-    ///                       auto where it can [default: off]
+    ///   vhost=off|on|auto   let the host's kernel move the frames: less
+    ///                       work, but a guest then speaks to the kernel
+    ///                       itself; auto where it can [default: off]
     #[arg(
         verbatim_doc_comment,
         long = "net",
@@ -248,10 +252,11 @@ pub struct Args {
     )]
     balloon: Option<Balloon>,
 
-    /// Limit the guest's entropy device, which is always there
+    /// Limit the guest's entropy device
     ///
-    /// At most SIZE bytes of the host's getrandom in a second, and BURST at
-    /// once after a rest [default: a tenth of SIZE].
+    /// It is there with every other virtio device. At most SIZE bytes of the
+    /// host's getrandom in a second, and BURST at once after a rest
+    /// [default: a tenth of SIZE].
     #[arg(
         verbatim_doc_comment,
         long,
@@ -260,11 +265,70 @@ pub struct Args {
     )]
     rng: Option<Rng>,
 
-    /// What carries the virtio devices: mmio or pci [default: mmio]
+    /// What carries the virtio devices: mmio or pci
     ///
-    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio.
-    #[arg(long, value_name = "BUS", help_heading = "The machine")]
+    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio, and
+    /// the default where there is a motherboard; else it is mmio.
+    #[arg(verbatim_doc_comment, long, value_name = "BUS", help_heading = "The machine")]
     transport: Option<Transport>,
+
+    /// A disc image in a CD-ROM, the guest's /dev/sr0
+    ///
+    /// An IDE drive, for which there is a motherboard then.
+    #[arg(long, value_name = "PATH", help_heading = "The machine")]
+    cdrom: Option<PathBuf>,
+
+    /// How far the guest is paravirtualized [default: pv]
+    ///
+    /// Each mode is a choice of the switches below, which can be set alone:
+    ///   hvm     a PC, and nothing made for virtual machines:
+    ///           ide, rtl8139, board direct, intr kernel
+    ///   hvm-pv  the same with virtio: virtio, virtio, direct, kernel
+    ///   pvhvm   and KVM's clock and interrupts: virtio, virtio, direct, pv
+    ///   pv      and no PC around them: virtio, virtio, pvh, pv
+    /// --log info tells the machine's row of Xen's table.
+    #[arg(verbatim_doc_comment, long, value_name = "MODE", help_heading = "The spectrum")]
+    mode: Option<Mode>,
+
+    /// What disks are attached to: virtio, ide or ide-pio
+    ///
+    /// IDE disks are /dev/sda, /dev/sdb, and so on; four drives fit. ide-pio
+    /// has the processor move every byte.
+    #[arg(verbatim_doc_comment, long, value_name = "BUS", help_heading = "The spectrum")]
+    disk_bus: Option<DiskBus>,
+
+    /// What network cards are: virtio, rtl8139 or ne2000
+    #[arg(long, value_name = "MODEL", help_heading = "The spectrum")]
+    net_model: Option<NetModel>,
+
+    /// Motherboard and way into the guest: pvh, direct, real16 or bios
+    ///
+    /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as
+    /// pvh does; real16 enters a bzImage in real mode, with a BIOS of
+    /// microvm's own. Devices that need a motherboard bring it. (bios: not
+    /// yet.)
+    #[arg(verbatim_doc_comment, long, value_name = "BOARD", help_heading = "The spectrum")]
+    board: Option<BoardKind>,
+
+    /// Who provides interrupts and timers: kernel, pv, split or user
+    ///
+    /// kernel is KVM, as hardware would; pv also has KVM's clock and its
+    /// other features, which kernel hides. (split and user: not yet.)
+    #[arg(verbatim_doc_comment, long, value_name = "WHO", help_heading = "The spectrum")]
+    intr: Option<Intr>,
+
+    /// Which of KVM's features there are with --intr pv [default: all=on]
+    ///
+    /// NAME is all, or one of clock, nop-io-delay, async-pf, steal-time, eoi,
+    /// unhalt, tlb-flush, ipi, poll-control, sched-yield and stable-clock.
+    /// A feature that is off does not work even if the guest tries.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "NAME=on|off[,...]",
+        help_heading = "The spectrum"
+    )]
+    pv_features: Option<PvFeatures>,
 
     /// Serial console: stdio, off or file=PATH [default: stdio]
     ///
@@ -435,7 +499,14 @@ impl Args {
         set(&mut config.cmdline, self.cmdline);
         set(&mut config.cpus, self.cpus);
         set(&mut config.memory, self.memory);
-        set(&mut config.transport, self.transport);
+        set(&mut config.mode, self.mode);
+        set(&mut config.pv_features, self.pv_features);
+        config.transport = self.transport.or(config.transport);
+        config.disk_bus = self.disk_bus.or(config.disk_bus);
+        config.net_model = self.net_model.or(config.net_model);
+        config.board = self.board.or(config.board);
+        config.intr = self.intr.or(config.intr);
+        config.cdrom = self.cdrom.or(config.cdrom);
         config.skip_probe |= self.skip_probe;
         config.rootfs = self.rootfs.or(config.rootfs);
         config.initrd = self.initrd.or(config.initrd);

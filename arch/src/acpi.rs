@@ -1,13 +1,19 @@
-//! ACPI tables (ACPI 6.5): a hardware-reduced machine.
+//! ACPI tables (ACPI 6.5): a hardware-reduced machine, or a PC.
 //!
 //! ```text
-//!  RSDP ─► XSDT ─► FADT ─► DSDT   COM1, virtio-mmio devices, PCI, pvpanic, \_S5
+//!  RSDP ─► XSDT ─► FADT ─► DSDT   COM1, virtio-mmio devices, pvpanic, PCI, \_S5
+//!              │      └─► FACS    of a PC
 //!              └─► MADT           local APICs, IOAPIC
 //! ```
 //!
 //! Hardware-reduced means that there is no PIC, PIT, RTC or PM timer for an
 //! operating system to look for; sleep and reset are two byte-wide ports. Stock
 //! distribution kernels find their virtio devices here, as `LNRO0005`.
+//!
+//! A PC ([`Pc`]) has all of those, and the fixed hardware of power management;
+//! its parts of the tables are in [`pc`].
+
+mod pc;
 
 mod events;
 
@@ -20,6 +26,7 @@ use acpi_tables::{
         AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
         PackageBuilder, Path, ResourceTemplate, Scope,
     },
+    facs::FACS,
     fadt::{FADTBuilder, Flags},
     gas::{AccessSize, AddressSpace as GasSpace, GAS},
     madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic},
@@ -61,8 +68,40 @@ pub struct Machine {
     pub pvpanic_port: Option<u16>,
     /// Whether there is a PCI bus.
     pub pci: bool,
+    /// The motherboard, if there is one: sleep and reset are its own then.
+    pub pc: Option<Pc>,
     /// What may happen while the machine runs.
     pub events: Option<Events>,
+}
+
+/// Where the interrupt pin of a PCI card leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciInterrupt {
+    /// The card's device number on bus 0.
+    pub device: u8,
+    /// 1: INTA#.
+    pub pin: u8,
+    /// The interrupt, level-triggered.
+    pub gsi: u32,
+}
+
+/// A PC's motherboard, for the tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pc {
+    /// The PM1a event block, of four bytes.
+    pub event_block: u16,
+    /// The PM1a control block, of two bytes.
+    pub control_block: u16,
+    /// The PM timer, of four bytes.
+    pub timer_block: u16,
+    /// The system control interrupt.
+    pub sci: u8,
+    /// `SLP_TYP` of soft off.
+    pub soft_off: u8,
+    /// The port of the reset control register, and what resets.
+    pub reset: (u16, u8),
+    /// Interrupts of PCI cards.
+    pub interrupts: Vec<PciInterrupt>,
 }
 
 /// Why the tables could not be written.
@@ -91,14 +130,20 @@ fn tables(machine: &Machine) -> Vec<u8> {
     // The RSDP leads; its place is kept until the XSDT's address is known.
     let mut blob = vec![0; Rsdp::len().next_multiple_of(16)];
     let mut place = |table: &dyn Aml| {
+        // The FACS wants a border of 64 bytes.
+        blob.resize(blob.len().next_multiple_of(64), 0);
         let address = layout::ACPI + blob.len() as u64;
         table.to_aml_bytes(&mut blob);
-        blob.resize(blob.len().next_multiple_of(16), 0);
         address
     };
     let dsdt = place(&dsdt(machine));
-    let fadt = place(&fadt(machine, dsdt));
-    let madt = place(&madt(machine.cpus));
+    let (fadt, madt) = match &machine.pc {
+        Some(board) => {
+            let facs = place(&FACS::new());
+            (place(&pc::fadt(board, dsdt, facs)), place(&pc::madt(machine.cpus, board.sci)))
+        }
+        None => (place(&fadt(machine, dsdt)), place(&madt(machine.cpus))),
+    };
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -159,7 +204,7 @@ fn dsdt(machine: &Machine) -> Sdt {
         virtio(i, device, &mut aml);
     }
     if machine.pci {
-        root_bridge(&mut aml);
+        root_bridge(machine.pc.as_ref(), &mut aml);
     }
     if let Some(events) = &machine.events {
         events.describe(machine.pci, &mut aml);
@@ -174,7 +219,8 @@ fn dsdt(machine: &Machine) -> Sdt {
     let scope = Scope::raw(Path::new("_SB_"), aml);
     let mut off = PackageBuilder::new();
     // SLP_TYPa; the other three fields have no meaning here.
-    for value in [5u8, 0, 0, 0] {
+    let soft_off = machine.pc.as_ref().map_or(5, |board| board.soft_off);
+    for value in [soft_off, 0, 0, 0] {
         off.add_element(&value);
     }
     let mut sdt = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
@@ -196,8 +242,8 @@ fn serial(aml: &mut Vec<u8>) {
     Device::new("COM1".into(), vec![&hid, &uid, &crs]).to_aml_bytes(aml);
 }
 
-/// Bus 0, the ports that configure it and the memory it decodes.
-fn root_bridge(aml: &mut Vec<u8>) {
+/// Bus 0, the ports that configure it and what it decodes.
+fn root_bridge(board: Option<&Pc>, aml: &mut Vec<u8>) {
     const CONFIG: u16 = 0xcf8;
     let hid = EISAName::new("PNP0A03");
     let hid = Name::new("_HID".into(), &hid);
@@ -208,9 +254,20 @@ fn root_bridge(aml: &mut Vec<u8>) {
     let (first, last) = (layout::PCI_WINDOW, layout::PCI_WINDOW + layout::PCI_WINDOW_SIZE - 1);
     let not_cached = AddressSpaceCacheable::NotCacheable;
     let memory = AddressSpace::new_memory(not_cached, true, first as u32, last as u32, None);
-    let resources = ResourceTemplate::new(vec![&buses, &ports, &memory]);
+    // The board's bus has all ports but its own.
+    let low = AddressSpace::new_io(0u16, CONFIG - 1, None);
+    let high = AddressSpace::new_io(CONFIG + 8, u16::MAX, None);
+    let mut decoded: Vec<&dyn Aml> = vec![&buses, &ports, &memory];
+    if board.is_some() {
+        decoded.extend([&low as &dyn Aml, &high]);
+    }
+    let resources = ResourceTemplate::new(decoded);
     let crs = Name::new("_CRS".into(), &resources);
-    Device::new("PCI0".into(), vec![&hid, &uid, &bbn, &crs]).to_aml_bytes(aml);
+    let mut about: Vec<&dyn Aml> = vec![&hid, &uid, &bbn, &crs];
+    let routes = board.map(|board| pc::routes(&board.interrupts));
+    let routing = routes.as_ref().map(|routes| Name::new("_PRT".into(), routes));
+    about.extend(routing.as_ref().map(|name| name as &dyn Aml));
+    Device::new("PCI0".into(), about).to_aml_bytes(aml);
 }
 
 fn virtio(number: usize, device: &VirtioMmio, aml: &mut Vec<u8>) {
@@ -247,7 +304,22 @@ mod tests {
             reset_port: 0x602,
             pvpanic_port: Some(0x505),
             pci: devices == 0,
+            pc: None,
             events: Some(Events { gsi: 9, port: 0x604, slots: (devices == 0).then_some(0x610) }),
+        }
+    }
+
+    fn board() -> Pc {
+        Pc {
+            event_block: 0x600,
+            control_block: 0x604,
+            timer_block: 0x608,
+            sci: 9,
+            soft_off: 0,
+            reset: (0xcf9, 6),
+            interrupts: (2..32)
+                .map(|device| PciInterrupt { device, pin: 1, gsi: 10 + u32::from(device) % 2 })
+                .collect(),
         }
     }
 
@@ -259,8 +331,9 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_and_sums_to_zero() {
-        for (cpus, devices) in [(1, 0), (1, 1), (32, 16)] {
-            let blob = tables(&machine(cpus, devices));
+        let board = |cpus| Machine { pc: Some(board()), ..machine(cpus, 0) };
+        for machine in [machine(1, 0), machine(1, 1), machine(32, 16), board(1), board(32)] {
+            let blob = tables(&machine);
             assert!(blob.len() as u64 <= layout::ACPI_SIZE);
             let sum = |b: &[u8]| b.iter().fold(0u8, |s, b| s.wrapping_add(*b));
             assert_eq!(&blob[..8], b"RSD PTR ");

@@ -17,24 +17,33 @@ pub struct Topology {
     pub tsc_khz: u32,
     /// Whether KVM emulates the LAPIC's TSC-deadline mode.
     pub tsc_deadline: bool,
+    /// KVM's paravirtual features that the guest may use, as bits of leaf
+    /// 0x40000001; `None`: nothing says that this is a virtual machine.
+    pub paravirtual: Option<u32>,
 }
 
 /// Base of KVM's own leaves.
 const KVM_LEAF: u32 = 0x4000_0000;
 /// Timing leaf, as VMware defined it: EAX = TSC kHz, EBX = APIC bus kHz.
 const TIMING_LEAF: u32 = 0x4000_0010;
+/// KVM's features.
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// Leaves that hypervisors have for themselves.
+const HYPERVISOR_LEAVES: std::ops::Range<u32> = KVM_LEAF..0x4001_0000;
 /// KVM's LAPIC timer counts nanoseconds.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
 /// The CPUID leaves of one vCPU. `None` when they don't fit KVM's limit.
 pub fn leaves(supported: &CpuId, topology: &Topology) -> Option<CpuId> {
-    let has_kvm = supported.as_slice().iter().any(|e| e.function == KVM_LEAF);
+    let hidden = topology.paravirtual.is_none();
+    let has_kvm = !hidden && supported.as_slice().iter().any(|e| e.function == KVM_LEAF);
     let has_0b = supported.as_slice().iter().any(|e| e.function == 0 && e.eax >= 0xb);
     let mut entries: Vec<_> = supported
         .as_slice()
         .iter()
         // Topology is rebuilt below; without 0x1f, 0x0b is what counts.
         .filter(|e| !matches!(e.function, 0x0b | 0x1f))
+        .filter(|e| !(hidden && HYPERVISOR_LEAVES.contains(&e.function)))
         .map(|e| patched(*e, topology))
         .collect();
     if has_0b {
@@ -62,7 +71,7 @@ fn patched(mut e: kvm_cpuid_entry2, t: &Topology) -> kvm_cpuid_entry2 {
         0x01 => {
             e.ebx = (e.ebx & 0xffff) | (t.cpu << 24) | (t.cpus.next_power_of_two() << 16);
             set(&mut e.edx, 28, t.cpus > 1);
-            set(&mut e.ecx, 31, true);
+            set(&mut e.ecx, 31, t.paravirtual.is_some());
             set(&mut e.ecx, 24, t.tsc_deadline);
         }
         // Deterministic cache parameters: the last level is everybody's.
@@ -78,6 +87,7 @@ fn patched(mut e: kvm_cpuid_entry2, t: &Topology) -> kvm_cpuid_entry2 {
         // No performance counters: they cost boot time and show the host.
         0x0a => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
         KVM_LEAF => e.eax = e.eax.max(TIMING_LEAF),
+        KVM_FEATURES => e.eax &= t.paravirtual.unwrap_or(0),
         // AMD: core count and the size of the core's part of the APIC ID.
         0x8000_0008 => {
             e.ecx = (e.ecx & !0xf0ff) | (t.cpus - 1) | core_bits(t.cpus) << 12;
@@ -135,6 +145,10 @@ mod tests {
     }
 
     fn build(cpu: u32, cpus: u32) -> Vec<kvm_cpuid_entry2> {
+        build_with(cpu, cpus, Some(u32::MAX))
+    }
+
+    fn build_with(cpu: u32, cpus: u32, paravirtual: Option<u32>) -> Vec<kvm_cpuid_entry2> {
         let supported = CpuId::from_entries(&[
             entry(0, 0x1f),
             entry(1, 0x800f12),
@@ -143,11 +157,12 @@ mod tests {
             entry(0x1f, 7),
             entry(0x0b, 7),
             entry(KVM_LEAF, 0x4000_0001),
+            entry(KVM_FEATURES, 0x0100_7efb),
             entry(0x8000_0008, 0x3030),
             entry(0x8000_001e, 9),
         ])
         .unwrap();
-        let t = Topology { cpu, cpus, tsc_khz: 2_500_000, tsc_deadline: true };
+        let t = Topology { cpu, cpus, tsc_khz: 2_500_000, tsc_deadline: true, paravirtual };
         leaves(&supported, &t).unwrap().as_slice().to_vec()
     }
 
@@ -180,5 +195,18 @@ mod tests {
         let e = build(0, 1);
         assert_eq!(leaf(&e, KVM_LEAF, 0).eax, TIMING_LEAF);
         assert_eq!(leaf(&e, TIMING_LEAF, 0).eax, 2_500_000);
+    }
+
+    #[test]
+    fn features_are_masked_and_kvm_can_be_hidden() {
+        const HYPERVISOR: u32 = 1 << 31;
+        let e = build(0, 1);
+        assert_eq!(leaf(&e, KVM_FEATURES, 0).eax, 0x0100_7efb);
+        assert_eq!(leaf(&e, 1, 0).ecx & HYPERVISOR, HYPERVISOR);
+        let e = build_with(0, 1, Some(!(1 << 6)));
+        assert_eq!(leaf(&e, KVM_FEATURES, 0).eax, 0x0100_7ebb, "no PV EOI");
+        let e = build_with(0, 1, None);
+        assert!(!e.iter().any(|e| HYPERVISOR_LEAVES.contains(&e.function)));
+        assert_eq!(leaf(&e, 1, 0).ecx & HYPERVISOR, 0);
     }
 }

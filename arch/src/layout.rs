@@ -57,6 +57,10 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 pub const PCI_WINDOW: u64 = 0xd010_0000;
 /// The size of that window.
 pub const PCI_WINDOW_SIZE: u64 = 0x10_0000;
+/// Where the I/O BARs of PCI functions are.
+pub const PCI_PORTS: u16 = 0xc000;
+/// How many ports there are for them.
+pub const PCI_PORTS_SIZE: u64 = 0x2000;
 /// The IOAPIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.

@@ -1,16 +1,20 @@
 //! The Intel MultiProcessor table (MPS 1.4, chapter 4), for kernels that are
-//! told not to use ACPI. One ISA bus whose IRQs are the IOAPIC's pins.
+//! told not to use ACPI. An ISA bus whose IRQs are the IOAPIC's pins, and the PCI
+//! bus where its cards have interrupt pins.
 
+use crate::acpi::PciInterrupt;
 use crate::layout;
 
 const LAPIC_VERSION: u8 = 0x14;
 const IOAPIC_VERSION: u8 = 0x11;
 const SPEC_1_4: u8 = 4;
-const ISA_BUS: u8 = 0;
+/// Buses are numbered as PCI numbers its own.
+const PCI_BUS: u8 = 0;
+const ISA_BUS: u8 = 1;
 
 /// The floating pointer and the table for `cpus` processors, to be placed at
-/// [`layout::MP_TABLE`].
-pub fn table(cpus: u8) -> Vec<u8> {
+/// [`layout::MP_TABLE`]; `interrupts` are those of PCI cards.
+pub fn table(cpus: u8, interrupts: &[PciInterrupt]) -> Vec<u8> {
     let ioapic_id = cpus;
     let mut entries = Vec::new();
     for cpu in 0..cpus {
@@ -41,6 +45,7 @@ pub fn table(cpus: u8) -> Vec<u8> {
             0,
         ]);
     }
+    entries.push([&[1, PCI_BUS][..], b"PCI   "].concat());
     entries.push([&[1, ISA_BUS][..], b"ISA   "].concat());
     let address = layout::IOAPIC.to_le_bytes();
     entries.push([&[2, ioapic_id, IOAPIC_VERSION, 1][..], &address].concat());
@@ -51,9 +56,16 @@ pub fn table(cpus: u8) -> Vec<u8> {
     for irq in 0..layout::IOAPIC_PINS as u8 {
         // The PIT's IRQ 0 arrives at pin 2, as on every PC.
         let pin = if irq == 0 { 2 } else { irq };
-        if irq != 2 {
+        let taken = interrupts.iter().any(|interrupt| interrupt.gsi == u32::from(irq));
+        if irq != 2 && !taken {
             entries.push(vec![3, INT, 0, 0, ISA_BUS, irq, ioapic_id, pin]);
         }
+    }
+    // A level, active low, as is usual for PCI (flags 0): device and pin are one
+    // byte (appendix D.3).
+    for interrupt in interrupts {
+        let source = interrupt.device << 2 | interrupt.pin.saturating_sub(1) & 3;
+        entries.push(vec![3, INT, 0, 0, PCI_BUS, source, ioapic_id, interrupt.gsi as u8]);
     }
     entries.push(vec![4, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
     entries.push(vec![4, NMI, 0, 0, ISA_BUS, 0, ALL_LAPICS, 1]);
@@ -95,13 +107,16 @@ mod tests {
 
     #[test]
     fn sums_are_zero_and_lengths_hold() {
-        for cpus in [1u8, 2, 32] {
-            let t = table(cpus);
+        let card = PciInterrupt { device: 2, pin: 1, gsi: 10 };
+        for (cpus, cards) in [(1u8, &[][..]), (2, &[card]), (32, &[card; 31])] {
+            let t = table(cpus, cards);
             let sum = |b: &[u8]| b.iter().fold(0u8, |s, b| s.wrapping_add(*b));
             assert_eq!(sum(&t[..16]), 0);
             assert_eq!(sum(&t[16..]), 0);
             assert_eq!(usize::from(u16::from_le_bytes([t[20], t[21]])), t.len() - 16);
             assert!(t.len() < 0x10000);
+            let cards_told = t.windows(8).filter(|w| w[..6] == [3, 0, 0, 0, PCI_BUS, 8]);
+            assert_eq!(cards_told.count(), cards.len());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The registers a vCPU starts with, for each way into a kernel.
 //!
 //! - 64-bit boot protocol: `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol"
+//! - real mode: the same file, "The Real-Mode Kernel Header" and around it
 //! - PVH: Xen `docs/misc/pvh.pandoc`; 32-bit protected mode, paging off
 
 use crate::layout;
@@ -19,6 +20,17 @@ pub enum Entry {
     Pvh {
         /// The `XEN_ELFNOTE_PHYS32_ENTRY` address.
         eip: u32,
+    },
+    /// Real mode, as after a reset.
+    Real {
+        /// Code segment.
+        cs: u16,
+        /// Instruction pointer.
+        ip: u16,
+        /// All other segments.
+        data: u16,
+        /// Stack pointer.
+        sp: u16,
     },
 }
 
@@ -92,11 +104,25 @@ pub fn general(entry: Entry) -> kvm_regs {
             rflags: RFLAGS,
             ..Default::default()
         },
+        Entry::Real { ip, sp, .. } => {
+            kvm_regs { rip: ip.into(), rsp: sp.into(), rflags: RFLAGS, ..Default::default() }
+        }
     }
 }
 
 /// Turns the reset state `sregs` of the first vCPU into that of `entry`.
 pub fn special(entry: Entry, sregs: &mut kvm_sregs) {
+    if let Entry::Real { cs, data, .. } = entry {
+        // All else is as real mode has it after a reset.
+        let place = |segment: &mut kvm_segment, selector: u16| {
+            (segment.selector, segment.base) = (selector, u64::from(selector) << 4);
+        };
+        place(&mut sregs.cs, cs);
+        for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+            place(segment, data);
+        }
+        return;
+    }
     let table = gdt(entry);
     let data = segment(3, table[3]);
     sregs.cs = segment(2, table[2]);
@@ -118,6 +144,9 @@ pub fn special(entry: Entry, sregs: &mut kvm_sregs) {
 
 /// Writes the GDT and, for long mode, the identity map of the first 4 GiB.
 pub fn write_tables(mem: &GuestMemoryMmap<()>, entry: Entry) -> Result<(), GuestMemoryError> {
+    if matches!(entry, Entry::Real { .. }) {
+        return Ok(());
+    }
     let mut bytes = Vec::new();
     gdt(entry).iter().for_each(|d| bytes.extend(d.to_le_bytes()));
     mem.write_slice(&bytes, GuestAddress(layout::GDT))?;

@@ -21,6 +21,8 @@ const ENTRY_64: u64 = 0x200;
 /// A checked bzImage.
 #[derive(Debug)]
 pub struct BzImage {
+    /// Boot sector and setup code: the part that runs in real mode.
+    pub(crate) setup_size: u64,
     cmdline_size: u64,
     pref_address: u64,
     init_size: u64,
@@ -44,11 +46,13 @@ impl BzImage {
             0 => 4,
             n => n,
         };
-        let need = (setup_sects + 1) * 512 + field::<4>(head, 0x1f4) * 16;
+        let setup_size = (setup_sects + 1) * 512;
+        let need = setup_size + field::<4>(head, 0x1f4) * 16;
         if need > len {
             return Err(ImageError::Truncated { what: "the compressed kernel", need, have: len });
         }
         Ok(Self {
+            setup_size,
             cmdline_size: field::<4>(head, 0x238),
             pref_address: field::<8>(head, 0x258),
             init_size: field::<4>(head, 0x260),

@@ -6,6 +6,8 @@
 pub struct Completion {
     /// The first disk is the root device; `Some(true)` when it is read-only.
     pub root: Option<bool>,
+    /// Linux calls the first disk `/dev/sda` instead of `/dev/vda`.
+    pub ide: bool,
     /// There is a serial console.
     pub serial: bool,
     /// There is a virtio console, which is then the guest's.
@@ -29,7 +31,7 @@ pub fn complete(user: &str, completion: Completion) -> String {
     let mut words: Vec<String> = Vec::new();
     if let Some(readonly) = completion.root {
         if !has(user, "root=") {
-            words.push("root=/dev/vda".to_owned());
+            words.push(format!("root=/dev/{}", if completion.ide { "sda" } else { "vda" }));
         }
         if !["ro", "rw"].iter().any(|w| user.split_ascii_whitespace().any(|u| u == *w)) {
             words.push(if readonly { "ro" } else { "rw" }.to_owned());
@@ -90,7 +92,8 @@ fn kernel_words(user: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const ALL: Completion = Completion { root: Some(false), serial: true, hvc: false, pci: false };
+    const ALL: Completion =
+        Completion { root: Some(false), ide: false, serial: true, hvc: false, pci: false };
 
     #[test]
     fn an_empty_line_is_completed() {
@@ -108,6 +111,8 @@ mod tests {
             complete("", hvc),
             "root=/dev/vda rw console=hvc0 reboot=panic_warm,k panic=-1 pci=off"
         );
+        let ide = Completion { ide: true, pci: true, ..ALL };
+        assert!(complete("", ide).starts_with("root=/dev/sda rw console"));
         let pci = Completion { pci: true, ..Completion::default() };
         assert_eq!(complete("", pci), "reboot=panic_warm,k panic=-1");
     }

@@ -104,14 +104,16 @@ proptest! {
 
     #[test]
     fn no_damage_to_a_good_image_makes_it_panic(
-        which in any::<bool>(), at in 0usize..0x268, value in any::<u8>(), cut in 0usize..5200,
+        which in any::<bool>(), real_mode in any::<bool>(),
+        at in 0usize..0x268, value in any::<u8>(), cut in 0usize..5200,
     ) {
         let mut image = if which { elf(600) } else { bzimage() };
         if let Some(b) = image.get_mut(at) { *b = value; }
         image.truncate(cut.max(1));
         if let Ok(kernel) = open(&image) {
             let ram = crate::Ram::from_ranges(&[(vm_memory::GuestAddress(0), 64 << 20)]).unwrap();
-            let payload = crate::Payload { kernel: &kernel, initrd: None, cmdline: "x", memory: 64 << 20, rsdp: 0 };
+            let way = if real_mode { crate::Way::RealMode } else { crate::Way::Direct };
+            let payload = crate::Payload { kernel: &kernel, initrd: None, cmdline: "x", memory: 64 << 20, rsdp: 0, way };
             let _ = crate::load(&ram, &payload);
         }
     }

@@ -13,10 +13,11 @@ pub mod kernel;
 pub mod linux;
 pub mod load;
 pub mod pvh;
+pub mod real16;
 
 pub use initrd::Initrd;
 pub use kernel::{Kernel, KernelError};
-pub use load::{BootError, Payload, load};
+pub use load::{BootError, Payload, Way, load};
 
 /// Guest memory, as it is loaded.
 pub type Ram = vm_memory::GuestMemoryMmap<()>;

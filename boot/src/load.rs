@@ -1,7 +1,7 @@
 //! Kernel, initrd and command line into guest memory.
 
 use crate::kernel::{Format, Kernel};
-use crate::{Initrd, Ram, linux, pvh};
+use crate::{Initrd, Ram, linux, pvh, real16};
 use arch::layout::{self, MemoryKind};
 use arch::registers::{self, Entry};
 use std::path::PathBuf;
@@ -19,6 +19,18 @@ pub struct Payload<'a> {
     pub memory: u64,
     /// Address of the ACPI RSDP; 0 for none.
     pub rsdp: u64,
+    /// How the kernel is entered.
+    pub way: Way,
+}
+
+/// A way into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Way {
+    /// The one that skips the most: PVH, or the 64-bit entry point.
+    #[default]
+    Direct,
+    /// A bzImage's setup code, in real mode and with a BIOS.
+    RealMode,
 }
 
 /// Why a payload can't be loaded.
@@ -58,6 +70,12 @@ pub enum BootError {
         /// The kernel's limit.
         limit: usize,
     },
+    /// Real mode is a bzImage's.
+    #[error("kernel {path}: has no real-mode entry: give a bzImage, or another --board")]
+    NoRealMode {
+        /// The kernel.
+        path: PathBuf,
+    },
     /// Reading the kernel into memory failed.
     #[error("kernel {path}: {reason}")]
     Kernel {
@@ -94,7 +112,10 @@ pub fn check(payload: &Payload<'_>) -> Result<(), BootError> {
 }
 
 fn place(payload: &Payload<'_>) -> Result<Placed, BootError> {
-    let Payload { kernel, initrd, cmdline, memory, rsdp } = payload;
+    let Payload { kernel, initrd, cmdline, memory, rsdp, way } = payload;
+    if *way == Way::RealMode && !has_real_mode(kernel) {
+        return Err(BootError::NoRealMode { path: kernel.path.clone() });
+    }
     let (limit, len) = (kernel.cmdline_limit(), cmdline.len());
     if len > limit {
         return Err(BootError::CmdlineTooLong { len, limit });
@@ -109,6 +130,13 @@ fn place(payload: &Payload<'_>) -> Result<Placed, BootError> {
     }
     let initrd = initrd.map(|i| place_initrd(kernel, i, low)).transpose()?;
     Ok(Placed { initrd, rsdp: *rsdp, memory_map: layout::memory_map(*memory) })
+}
+
+fn has_real_mode(kernel: &Kernel) -> bool {
+    match &kernel.format {
+        Format::Elf(_) => false,
+        Format::BzImage(image) => image.setup_size <= real16::MAX_SETUP,
+    }
 }
 
 /// The initrd goes as high as the kernel allows, on a page of its own.
@@ -142,6 +170,10 @@ pub fn load(mem: &Ram, payload: &Payload<'_>) -> Result<Entry, BootError> {
                 None => (Entry::Long { rip: elf.entry }, None),
             }
         }
+        Format::BzImage(image) if payload.way == Way::RealMode => {
+            let entry = real16::load(image, &kernel.file, mem, &placed);
+            (entry.map_err(|e| failed(e.to_string()))?, None)
+        }
         Format::BzImage(image) => {
             let loaded = image.load(&kernel.file, mem).map_err(|e| failed(e.to_string()))?;
             (Entry::Long { rip: loaded.0 }, Some(loaded.1))
@@ -157,6 +189,8 @@ pub fn load(mem: &Ram, payload: &Payload<'_>) -> Result<Entry, BootError> {
     match entry {
         Entry::Pvh { .. } => pvh::write(mem, &placed)?,
         Entry::Long { .. } => linux::write(mem, header, &placed)?,
+        // The setup code finds it all out by itself.
+        Entry::Real { .. } => {}
     }
     registers::write_tables(mem, entry).map_err(|_| BootError::Tables)?;
     Ok(entry)

@@ -38,6 +38,13 @@ fn help_documents_everything() {
         "--print-config",
         "--log",
         "--metrics",
+        "--mode",
+        "--disk-bus",
+        "--net-model",
+        "--board",
+        "--intr",
+        "--pv-features",
+        "--cdrom",
         "--control",
         "microvm ctl",
         "doctor",
@@ -67,6 +74,9 @@ fn a_command_line_that_cannot_be_read_is_refused_in_one_line() {
         (&["--kernel", "k", "--net", "user,backend=slirp"], "passt"),
         (&["--kernel", "k", "--serial", "printer"], "stdio"),
         (&["--kernel", "k", "--bios", "x"], "--bios"),
+        (&["--kernel", "k", "--mode", "xen"], "hvm-pv"),
+        (&["--kernel", "k", "--disk-bus", "scsi"], "ide-pio"),
+        (&["--kernel", "k", "--pv-features", "sun=off"], "steal-time"),
         (&["--kernel", "k", "doctor"], "doctor"),
         (&["k"], "k"),
     ] {
@@ -82,6 +92,8 @@ fn values_that_no_machine_can_have_are_refused() {
         (["--cpus", "33"], "1 to 32"),
         (["--memory", "1M"], "32M"),
         (["--cmdline", "a\nb"], "one line"),
+        (["--board", "bios"], "not yet"),
+        (["--intr", "user"], "not yet"),
     ] {
         let text = refused(&run(&[&["--kernel", "k"], &words[..]].concat()), 3);
         assert!(text.contains(part), "{words:?}: {text}");
@@ -115,6 +127,18 @@ fn what_is_printed_can_be_read_again() {
         "uds=v,cid=9",
         "--serial",
         "file=log",
+        "--mode",
+        "pvhvm",
+        "--disk-bus",
+        "ide-pio",
+        "--net-model",
+        "ne2000",
+        "--board",
+        "direct",
+        "--pv-features",
+        "eoi=off",
+        "--cdrom",
+        "cd.iso",
         "--print-config",
     ];
     let first = run(&words);

@@ -80,13 +80,18 @@ impl Guest {
     /// Runs `script` in the guest. Its disk must be the guest's second, so this
     /// comes before other disks.
     pub fn script(self, script: &str) -> Self {
+        self.script_on(script, "/dev/vdb")
+    }
+
+    /// The same where the guest calls its second disk `device`.
+    pub fn script_on(self, script: &str, device: &str) -> Self {
         let path = self.scratch.path().join("script.disk");
         let mut bytes = format!("#!/bin/sh\n{script}\n").into_bytes();
         bytes.resize(bytes.len().next_multiple_of(4096), 0);
         std::fs::write(&path, bytes).expect("writing the script's disk");
         self.arg("--disk")
             .arg(format!("path={},readonly=on", path.display()))
-            .word("microvm.run=/dev/vdb")
+            .word(format!("microvm.run={device}"))
     }
 
     /// The monitor's standard input.
@@ -207,6 +212,16 @@ impl Started {
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so its pid is its own.
         unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// Waits for the end, and then looks at files that go away with the guest.
+    pub fn wait_with<T>(mut self, look: impl FnOnce() -> T) -> Result<(Outcome, T), String> {
+        let empty = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let scratch = std::mem::replace(&mut self._scratch, empty);
+        let outcome = self.wait()?;
+        let seen = look();
+        drop(scratch);
+        Ok((outcome, seen))
     }
 
     /// Waits for the end; a guest that takes too long is killed and fails.

@@ -16,6 +16,7 @@ mod kit;
 mod lifecycle;
 mod machine;
 mod metrics;
+mod modes;
 mod net;
 mod pci;
 mod plug;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         net::tests(),
         usernet::tests(),
         pci::tests(),
+        modes::tests(),
         plug::tests(),
         vsock::tests(),
         metrics::tests(),

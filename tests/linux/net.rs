@@ -59,23 +59,56 @@ impl HostTap {
         format!("10.77.{}.1", self.net)
     }
 
-    /// A guest with the other address.
-    pub fn guest(&self, script: &str) -> Guest {
-        self.guest_with("", script)
-    }
-
-    /// The same with more fields of `--net`.
-    fn guest_with(&self, fields: &str, script: &str) -> Guest {
+    /// A script for a guest that takes the other address first.
+    pub fn script(&self, script: &str) -> String {
         let setup = format!(
             "ip link set lo up; ip addr add 10.77.{}.2/24 dev eth0; ip link set eth0 up\n",
             self.net
         );
-        Guest::tiny()
-            .script(&(setup + script))
-            .arg("--net")
-            .arg(format!("tap={}{fields}", self.name))
+        setup + script
+    }
+
+    /// Gives a guest a card.
+    pub fn attach(&self, guest: Guest) -> Guest {
+        self.attach_with("", guest)
+    }
+
+    /// The same with more fields of `--net`.
+    fn attach_with(&self, fields: &str, guest: Guest) -> Guest {
+        guest.arg("--net").arg(format!("tap={}{fields}", self.name))
+    }
+
+    /// A guest with a card and the other address.
+    pub fn guest(&self, script: &str) -> Guest {
+        self.guest_with("", script)
+    }
+
+    fn guest_with(&self, fields: &str, script: &str) -> Guest {
+        self.attach_with(fields, Guest::tiny().script(&self.script(script)))
+    }
+
+    /// Sends `data` to the first who connects, and takes what the second sends.
+    pub fn exchange(&self, data: &[u8]) -> std::io::Result<(u16, Exchange)> {
+        let listener = TcpListener::bind((self.host(), 0))?;
+        let port = listener.local_addr()?.port();
+        let sent = data.to_vec();
+        let serve = std::thread::spawn(move || {
+            let limited = |stream: TcpStream| {
+                stream.set_read_timeout(Some(Duration::from_secs(60))).map(|()| stream)
+            };
+            let mut out = limited(listener.accept()?.0)?;
+            out.write_all(&sent)?;
+            drop(out);
+            let mut back = Vec::new();
+            limited(listener.accept()?.0)?.read_to_end(&mut back)?;
+            Ok(back)
+        });
+        Ok((port, serve))
     }
 }
+
+/// What came back.
+pub type Exchange = std::thread::JoinHandle<std::io::Result<Vec<u8>>>;
 
 impl Drop for HostTap {
     fn drop(&mut self) {
@@ -103,22 +136,9 @@ const BYTES: usize = 10 << 20;
 /// The host sends 10 MiB, the guest sums them up and sends them back.
 fn transfer() -> Verdict {
     let Some(tap) = HostTap::new("mvcopy", 2) else { return unavailable() };
-    let listener = TcpListener::bind((tap.host(), 0))?;
-    let port = listener.local_addr()?.port();
     let data: Vec<u8> =
         (0..BYTES as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let sent = data.clone();
-    let serve = std::thread::spawn(move || -> std::io::Result<Vec<u8>> {
-        let limited = |stream: TcpStream| {
-            stream.set_read_timeout(Some(Duration::from_secs(60))).map(|()| stream)
-        };
-        let mut out = limited(listener.accept()?.0)?;
-        out.write_all(&sent)?;
-        drop(out);
-        let mut back = Vec::new();
-        limited(listener.accept()?.0)?.read_to_end(&mut back)?;
-        Ok(back)
-    });
+    let (port, serve) = tap.exchange(&data)?;
     let host = tap.host();
     let script = format!(
         "nc {host} {port} </dev/null >/tmp/got; echo got=$(stat -c %s /tmp/got); nc {host} {port} </tmp/got"

@@ -29,6 +29,7 @@ const END: u32 = 4096 - 2 * PIC_LINES;
 /// The messages of the whole machine.
 pub struct Messages {
     vm: Arc<VmFd>,
+    wiring: Wiring,
     /// Address and data by GSI.
     routes: Mutex<BTreeMap<u32, (u64, u32)>>,
     gsis: Mutex<Gsis>,
@@ -66,8 +67,8 @@ impl std::fmt::Debug for Messages {
 
 impl Messages {
     /// None yet.
-    pub fn new(vm: Arc<VmFd>) -> Arc<Self> {
-        Arc::new(Self { vm, routes: Mutex::default(), gsis: Mutex::default() })
+    pub fn new(vm: Arc<VmFd>, wiring: Wiring) -> Arc<Self> {
+        Arc::new(Self { vm, wiring, routes: Mutex::default(), gsis: Mutex::default() })
     }
 
     /// GSIs for so many vectors, one after the other.
@@ -113,7 +114,7 @@ impl Messages {
 
     /// Gives KVM the whole table.
     fn write(&self, routes: &BTreeMap<u32, (u64, u32)>) {
-        let mut entries = irqchip_routes();
+        let mut entries = irqchip_routes(self.wiring);
         entries.extend(routes.iter().map(|(gsi, message)| message_route(*gsi, *message)));
         let table = KvmIrqRouting::from_entries(&entries);
         let done = table.map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
@@ -123,9 +124,19 @@ impl Messages {
     }
 }
 
-/// What KVM_CREATE_IRQCHIP sets up (`default_routing` in `irq_comm.c`): it is
-/// replaced together with the rest.
-fn irqchip_routes() -> Vec<kvm_irq_routing_entry> {
+/// How interrupts reach the IOAPIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// Each its own pin, as KVM_CREATE_IRQCHIP sets it up (`default_routing` in
+    /// `irq_comm.c`).
+    Straight,
+    /// As on a PC: the timer's, 0, comes to pin 2.
+    Pc,
+}
+
+/// The routes of the interrupt controllers, which are replaced together with
+/// those of messages.
+pub fn irqchip_routes(wiring: Wiring) -> Vec<kvm_irq_routing_entry> {
     let entry = |gsi, irqchip, pin| {
         let mut entry =
             kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
@@ -137,7 +148,12 @@ fn irqchip_routes() -> Vec<kvm_irq_routing_entry> {
         0..PIC_LINES => entry(gsi, KVM_IRQCHIP_PIC_MASTER, gsi),
         _ => entry(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - PIC_LINES),
     });
-    pic.chain((0..IOAPIC_PINS).map(|gsi| entry(gsi, KVM_IRQCHIP_IOAPIC, gsi))).collect()
+    let ioapic = (0..IOAPIC_PINS).filter_map(|gsi| match (wiring, gsi) {
+        (Wiring::Pc, 0) => Some(entry(0, KVM_IRQCHIP_IOAPIC, 2)),
+        (Wiring::Pc, 2) => None,
+        _ => Some(entry(gsi, KVM_IRQCHIP_IOAPIC, gsi)),
+    });
+    pic.chain(ioapic).collect()
 }
 
 fn message_route(gsi: u32, (address, data): (u64, u32)) -> kvm_irq_routing_entry {

@@ -2,12 +2,14 @@
 //! and vCPUs, before any device of ours.
 
 use crate::memory::{self, MemoryError, Ram};
+use crate::msi::{self, Wiring};
 use arch::registers::{self, Entry};
 use arch::{cpuid, layout, vcpu_state};
 use devices::irq::IrqLine;
 use kvm_bindings::{
-    CpuId, KVM_CLOCK_TSC_STABLE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
-    kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CLOCK_TSC_STABLE, KVM_MAX_CPUID_ENTRIES,
+    KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
+    kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -60,6 +62,23 @@ pub struct Vm {
     pub fd: Arc<VmFd>,
     supported: CpuId,
     tsc_deadline: bool,
+    options: Options,
+}
+
+/// What of the machine is KVM's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How interrupts reach the IOAPIC.
+    pub wiring: Wiring,
+    /// KVM's features that the guest may use: see [`cpuid::Topology`].
+    pub paravirtual: Option<u32>,
+}
+
+impl Default for Options {
+    /// No motherboard, and all features.
+    fn default() -> Self {
+        Self { wiring: Wiring::Straight, paravirtual: Some(u32::MAX) }
+    }
 }
 
 /// The version of [`VmState`]'s layout.
@@ -78,7 +97,7 @@ pub struct VmState {
 
 impl Vm {
     /// Makes the VM for `cpus` vCPUs.
-    pub fn new(kvm: &Kvm, cpus: u32) -> Result<Self, VmError> {
+    pub fn new(kvm: &Kvm, cpus: u32, options: Options) -> Result<Self, VmError> {
         let max = kvm.get_max_vcpus();
         if cpus as usize > max {
             return Err(VmError::TooManyCpus { asked: cpus, max });
@@ -93,7 +112,17 @@ impl Vm {
         fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).what("KVM_CREATE_PIT2")?;
-        Ok(Self { fd: Arc::new(fd), supported, tsc_deadline })
+        if options.wiring != Wiring::Straight {
+            let routes = KvmIrqRouting::from_entries(&msi::irqchip_routes(options.wiring));
+            let routes = routes.map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
+            routes.and_then(|routes| fd.set_gsi_routing(&routes)).what("KVM_SET_GSI_ROUTING")?;
+        }
+        Ok(Self { fd: Arc::new(fd), supported, tsc_deadline, options })
+    }
+
+    /// How interrupts reach the IOAPIC.
+    pub fn wiring(&self) -> Wiring {
+        self.options.wiring
     }
 
     /// Gives the guest its memory.
@@ -109,9 +138,17 @@ impl Vm {
             cpus,
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
             tsc_deadline: self.tsc_deadline,
+            paravirtual: self.options.paravirtual,
         };
         let leaves = cpuid::leaves(&self.supported, &topology).ok_or(VmError::Cpuid)?;
         fd.set_cpuid2(&leaves).what("KVM_SET_CPUID2")?;
+        // Otherwise a feature that CPUID denies would work all the same.
+        if self.options.paravirtual != Some(u32::MAX) {
+            let mut cap =
+                kvm_enable_cap { cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID, ..Default::default() };
+            cap.args[0] = 1;
+            fd.enable_cap(&cap).what("KVM_CAP_ENFORCE_PV_FEATURE_CPUID")?;
+        }
         vcpu_state::write_msrs(&fd, &registers::boot_msrs())?;
         let mut lapic = fd.get_lapic().what("KVM_GET_LAPIC")?;
         registers::virtual_wire(&mut lapic);

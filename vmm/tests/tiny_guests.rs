@@ -96,7 +96,7 @@ impl Tiny {
             }
         };
         vcpu::install_kick_handler().unwrap();
-        let vm = Vm::new(&kvm, 1).unwrap();
+        let vm = Vm::new(&kvm, 1, Default::default()).unwrap();
         let ram = memory::allocate(MEMORY).unwrap();
         vm.set_memory(&ram).unwrap();
         let fd = vm.vcpu(0, 1).unwrap();

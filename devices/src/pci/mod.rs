@@ -8,10 +8,12 @@
 //! ```
 //!
 //! Functions come and go by ACPI ([`hotplug`]).
-//! Interrupts are messages only ([`msix`]): no function has an INTx pin.
+//! virtio's functions interrupt by messages only ([`msix`]); cards of real machines
+//! have interrupt pins ([`intx`]).
 
 pub mod config;
 pub mod hotplug;
+pub mod intx;
 pub mod msix;
 pub mod root;
 

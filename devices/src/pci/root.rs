@@ -20,6 +20,10 @@ pub trait Function: Send {
     fn read_config(&mut self, offset: usize, data: &mut [u8]);
     /// Writes it.
     fn write_config(&mut self, offset: usize, data: &[u8]);
+    /// Another function of the same device, 1 to 7.
+    fn sibling(&self, _number: u8) -> Option<SharedFunction> {
+        None
+    }
     /// Where its memory BAR is decoded now, and its size.
     fn bar(&self) -> Option<(u64, u64)> {
         None
@@ -28,6 +32,14 @@ pub trait Function: Send {
     fn read_bar(&mut self, _offset: u64, _data: &mut [u8]) {}
     /// Writes to the BAR.
     fn write_bar(&mut self, _offset: u64, _data: &[u8]) {}
+    /// Where its I/O BAR is decoded now, and its size.
+    fn io_bar(&self) -> Option<(u16, u16)> {
+        None
+    }
+    /// Reads from the I/O BAR.
+    fn read_io(&mut self, _offset: u16, _data: &mut [u8]) {}
+    /// Writes to the I/O BAR.
+    fn write_io(&mut self, _offset: u16, _data: &[u8]) {}
 }
 
 /// A function as the bus holds it.
@@ -44,7 +56,11 @@ pub struct Root {
 impl Root {
     /// A bus with `functions` from device 1 on. More than fit are left out.
     pub fn new(functions: Vec<SharedFunction>) -> Arc<Self> {
-        let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
+        Self::behind(Arc::new(Mutex::new(HostBridge::new())), functions)
+    }
+
+    /// The same behind a host bridge of one's own.
+    pub fn behind(bridge: SharedFunction, functions: Vec<SharedFunction>) -> Arc<Self> {
         let mut all = std::iter::once(bridge).chain(functions);
         Arc::new(Self { slots: RwLock::new(std::array::from_fn(|_| all.next())) })
     }
@@ -76,15 +92,29 @@ impl Root {
         free.map(|(slot, _)| slot).find(|slot| except >> slot & 1 == 0)
     }
 
-    /// Device, offset: only bus 0, function 0 exist.
+    /// Function, offset: only bus 0 exists.
     fn select(&self, address: u32) -> Option<(SharedFunction, usize)> {
         let (bus, devfn) = (address >> 16 & 0xff, address >> 8 & 0xff);
-        if address & ENABLE == 0 || bus != 0 || devfn & 7 != 0 {
+        if address & ENABLE == 0 || bus != 0 {
             return None;
         }
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        let function = slots.get(devfn as usize >> 3)?.clone()?;
+        let device = slots.get(devfn as usize >> 3)?.clone()?;
+        drop(slots);
+        let function = match devfn as u8 & 7 {
+            0 => device,
+            number => lock(&device).sibling(number)?,
+        };
         Some((function, address as usize & 0xfc))
+    }
+
+    fn io_decoder(&self, port: u16, size: u16) -> Option<(SharedFunction, u16)> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().flatten().find_map(|function| {
+            let (base, len) = lock(function).io_bar()?;
+            let offset = port.checked_sub(base)?;
+            (offset.checked_add(size)? <= len).then(|| (function.clone(), offset))
+        })
     }
 
     fn decoder(&self, address: u64, size: u64) -> Option<(SharedFunction, u64)> {
@@ -185,6 +215,38 @@ impl BusDevice for Window {
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
             lock(&function).write_bar(at, data);
+        }
+    }
+}
+
+/// The ports where I/O BARs can be.
+pub struct PortWindow {
+    root: Arc<Root>,
+    base: u16,
+}
+
+impl PortWindow {
+    /// The ports of `root` from `base` on.
+    pub fn new(root: Arc<Root>, base: u16) -> Self {
+        Self { root, base }
+    }
+
+    fn decoder(&self, offset: u64, len: usize) -> Option<(SharedFunction, u16)> {
+        let port = u16::try_from(u64::from(self.base) + offset).ok()?;
+        self.root.io_decoder(port, len as u16)
+    }
+}
+
+impl BusDevice for PortWindow {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some((function, at)) = self.decoder(offset, data.len()) {
+            lock(&function).read_io(at, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some((function, at)) = self.decoder(offset, data.len()) {
+            lock(&function).write_io(at, data);
         }
     }
 }

@@ -13,6 +13,7 @@ mod limit;
 mod metrics;
 mod net;
 mod size;
+mod spectrum;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ pub use limit::Limit;
 pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
 pub use net::{Forward, Net, NetBackend, Protocol, UserBackend, UserNet, Vhost};
 pub use size::Size;
+pub use spectrum::{BoardKind, Choices, DiskBus, Intr, Mode, NetModel, PvFeatures};
 
 use devices::backend::vsock::MAX_PATH as MAX_UDS;
 use devices::virtio::vsock::CIDS;
@@ -49,7 +51,7 @@ pub const MAX_DEVICES: usize = 16;
 pub struct Config {
     /// The guest kernel: a bzImage or an uncompressed ELF vmlinux.
     pub kernel: PathBuf,
-    /// The image that becomes the root device, `/dev/vda`.
+    /// The image that becomes the root device: `/dev/vda`, or `/dev/sda` on IDE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rootfs: Option<Disk>,
     /// The initial RAM disk.
@@ -80,7 +82,7 @@ pub struct Config {
     /// Memory that the guest gives back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
-    /// Limits of the entropy device, which is always there.
+    /// Limits of the entropy device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<Rng>,
     /// The terminal of the virtio console.
@@ -89,9 +91,32 @@ pub struct Config {
     /// Named ports of the virtio console.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// How the guest reaches its virtio devices.
+    /// How the guest reaches its virtio devices; see [`Config::transport`] for
+    /// the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+    /// Where on the spectrum of virtualization the machine is.
     #[serde(default)]
-    pub transport: Transport,
+    pub mode: Mode,
+    /// What disks are attached to; the mode's choice by default, as for the next
+    /// three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bus: Option<DiskBus>,
+    /// What network cards are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_model: Option<NetModel>,
+    /// The motherboard, and how the guest is entered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub board: Option<BoardKind>,
+    /// Who provides interrupts and timers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intr: Option<Intr>,
+    /// Which of KVM's paravirtual features the guest may use.
+    #[serde(default, skip_serializing_if = "disk::is_default")]
+    pub pv_features: PvFeatures,
+    /// The disc image in an IDE CD-ROM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cdrom: Option<PathBuf>,
     /// Where the serial console goes; see [`Config::serial`] for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
@@ -133,7 +158,14 @@ impl Config {
             rng: None,
             console: None,
             ports: Vec::new(),
-            transport: Transport::default(),
+            transport: None,
+            mode: Mode::default(),
+            disk_bus: None,
+            net_model: None,
+            board: None,
+            intr: None,
+            pv_features: PvFeatures::default(),
+            cdrom: None,
             serial: None,
             metrics: None,
             control: None,
@@ -176,6 +208,7 @@ impl Config {
         if self.console == Some(Console::Stdio) && self.serial() == Serial::Stdio {
             return Err(ConfigError::BothStdio);
         }
+        self.validate_choices()?;
         if let Some(path) = &self.control
             && !(1..=MAX_SOCKET).contains(&path.as_os_str().len())
         {
@@ -226,11 +259,10 @@ impl Config {
 }
 
 /// What carries virtio devices.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// virtio-mmio, a line of the IOAPIC each.
-    #[default]
     Mmio,
     /// virtio-pci, with MSI-X.
     Pci,
@@ -260,6 +292,19 @@ pub enum ConfigError {
     /// Too many devices.
     #[error("{0} virtio devices: at most {MAX_DEVICES} fit, beside the entropy device")]
     Devices(usize),
+    /// Switches that don't go together.
+    #[error("{what} {value}: {why}")]
+    Choice {
+        /// The switch.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// Why not, and what to do.
+        why: &'static str,
+    },
+    /// More drives than two channels have.
+    #[error("{0} IDE drives: at most 4 fit: use --disk-bus virtio")]
+    Drives(usize),
     /// A disk without a file.
     #[error("disk: an empty path: give path=FILE")]
     DiskPath,

@@ -2,7 +2,7 @@
 //! console, and the tables that describe it all.
 
 use super::error::Error;
-use crate::config::{Config, Serial as SerialConfig, Transport};
+use crate::config::{Config, Intr, Serial as SerialConfig, Transport};
 use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
 use crate::exit::Exit;
@@ -16,10 +16,11 @@ use boot::cmdline::{self, Completion};
 use devices::backend::console::ConsoleOutput;
 use devices::bus::{Bus, BusDevice, SharedDevice, lock};
 use devices::irq::IrqLine;
+use devices::legacy::piix::ConfigAndReset;
 use devices::legacy::power::{PowerLine, PowerRequest};
 use devices::legacy::{debug, i8042, pm, pvpanic, rtc, serial};
 use devices::pci::hotplug::{self, HotPlug};
-use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, Root, Window};
+use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, PortWindow, Root, Window};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -37,9 +38,10 @@ pub fn virtio_slot(number: usize) -> VirtioMmio {
 
 /// The whole kernel command line.
 pub fn cmdline(config: &Config, virtio_devices: usize) -> String {
-    let pci = config.transport == Transport::Pci;
+    let pci = config.transport() == Transport::Pci;
     let completion = Completion {
         root: config.rootfs.as_ref().map(|disk| disk.readonly),
+        ide: !config.choices().virtio_disks(),
         serial: config.serial() != SerialConfig::Off,
         hvc: config.has_terminal(),
         pci,
@@ -63,6 +65,9 @@ pub struct Board {
     describe: Describe,
     virtio_mmio: usize,
     pci: bool,
+    power: PowerLine,
+    pvpanic: bool,
+    pc: Option<acpi::Pc>,
     button: Option<Arc<Mutex<pm::PowerButton>>>,
     hot_plug: Option<Arc<Mutex<HotPlug>>>,
 }
@@ -100,8 +105,16 @@ impl Board {
         put(i8042::BASE, i8042::SIZE, shared(i8042::I8042::new(power.clone())))?;
         put(rtc::BASE, rtc::SIZE, shared(rtc::Rtc::new()))?;
         put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
-        put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
-        put(pm::SLEEP_CONTROL, pm::SIZE, shared(pm::PowerManagement::new(power)))?;
+        let choices = config.choices();
+        // No PC has one.
+        let pvpanic = choices.intr == Intr::Pv;
+        if pvpanic {
+            put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
+        }
+        if !choices.has_board() {
+            let sleep = pm::PowerManagement::new(power.clone());
+            put(pm::SLEEP_CONTROL, pm::SIZE, shared(sleep))?;
+        }
         // Without somebody to press it there is no button, and without ACPI
         // nobody would know what it is.
         let mut button = None;
@@ -113,8 +126,20 @@ impl Board {
             button = Some(events);
         }
         let memory = Bus::new();
-        let (virtio_mmio, pci, hot_plug) = (0, false, None);
-        Ok(Self { ports, memory, serial, output, describe, virtio_mmio, pci, button, hot_plug })
+        Ok(Self {
+            ports,
+            memory,
+            serial,
+            output,
+            describe,
+            virtio_mmio: 0,
+            pci: false,
+            power,
+            pvpanic,
+            pc: None,
+            button,
+            hot_plug: None,
+        })
     }
 
     /// The power button, if there is one.
@@ -125,6 +150,31 @@ impl Board {
     /// The registers of the PCI slots, if functions may come and go.
     pub fn hot_plug(&self) -> Option<Arc<Mutex<HotPlug>>> {
         self.hot_plug.clone()
+    }
+
+    /// What the guest's power requests go over.
+    pub fn power(&self) -> PowerLine {
+        self.power.clone()
+    }
+
+    /// Puts a device at ports.
+    pub fn add_ports(
+        &mut self,
+        base: u16,
+        len: u64,
+        device: impl BusDevice + 'static,
+    ) -> Result<(), Error> {
+        self.add_shared(base, len, shared(device))
+    }
+
+    /// The same for one that is elsewhere, too.
+    pub fn add_shared(&mut self, base: u16, len: u64, device: SharedDevice) -> Result<(), Error> {
+        Ok(self.ports.insert(base.into(), len, device)?)
+    }
+
+    /// Has the tables describe a motherboard.
+    pub fn describe_pc(&mut self, pc: acpi::Pc) {
+        self.pc = Some(pc);
     }
 
     /// Puts a virtio-mmio device in its place.
@@ -143,8 +193,16 @@ impl Board {
             self.ports.insert(hotplug::BASE.into(), hotplug::SIZE, registers.clone())?;
             self.hot_plug = Some(registers);
         }
-        let ports = shared(ConfigPorts::new(root.clone()));
+        let ports = ConfigPorts::new(root.clone());
+        let ports = match self.pc {
+            Some(_) => shared(ConfigAndReset::new(ports, self.power.clone())),
+            None => shared(ports),
+        };
         self.ports.insert(CONFIG_ADDRESS.into(), CONFIG_PORTS, ports)?;
+        if self.pc.is_some() {
+            let window = PortWindow::new(root.clone(), layout::PCI_PORTS);
+            self.add_ports(layout::PCI_PORTS, layout::PCI_PORTS_SIZE, window)?;
+        }
         let window = shared(Window::new(root, layout::PCI_WINDOW));
         Ok(self.memory.insert(layout::PCI_WINDOW, layout::PCI_WINDOW_SIZE, window)?)
     }
@@ -154,7 +212,8 @@ impl Board {
     pub fn describe(&self, ram: &Ram, cpus: u32) -> Result<u64, Error> {
         // Beside ACPI, too: Linux maps and looks at every 16 bytes of the BIOS
         // area until it finds one, which takes longer than reading the disk.
-        let table = mptable::table(cpus as u8);
+        let interrupts = self.pc.as_ref().map(|pc| pc.interrupts.as_slice());
+        let table = mptable::table(cpus as u8, interrupts.unwrap_or_default());
         let written = ram.write_slice(&table, GuestAddress(layout::MP_TABLE));
         written.map_err(arch::acpi::AcpiError::from)?;
         if self.describe == Describe::MpTable {
@@ -166,8 +225,9 @@ impl Board {
             serial: true,
             sleep_port: pm::SLEEP_CONTROL,
             reset_port: pm::RESET,
-            pvpanic_port: Some(pvpanic::PORT),
+            pvpanic_port: self.pvpanic.then_some(pvpanic::PORT),
             pci: self.pci,
+            pc: self.pc.clone(),
             events: self.button.as_ref().map(|_| acpi::Events {
                 gsi: layout::GED_GSI,
                 port: pm::GED_EVENTS,

@@ -12,13 +12,14 @@ mod console;
 mod error;
 mod limits;
 mod operator;
+mod pc;
 mod pci;
 mod slots;
 mod usernet;
 
 pub use error::Error;
 
-use crate::config::{Config, MetricsTarget};
+use crate::config::{BoardKind, Config, Intr, MetricsTarget};
 use crate::console::input::{Input, InputSink};
 use crate::console::signals;
 use crate::console::terminal::RawTerminal;
@@ -29,15 +30,17 @@ use crate::exit::Exit;
 use crate::host;
 use crate::memory::{self, Ram};
 use crate::metrics::{self, Metrics, Serve};
+use crate::msi::Wiring;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
-use crate::vm::Vm;
-use boot::{Initrd, Kernel, Payload};
+use crate::vm::{self, Vm};
+use boot::{Initrd, Kernel, Payload, Way};
 use devices::backend::console::Loss;
 use devices::backend::prepared::Prepared;
 use devices::bus::lock;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use operator::{Operator, Parts};
+use pc::Pc;
 use pci::PciBus;
 use slots::{Connected, Devices};
 use std::fs::File;
@@ -57,6 +60,7 @@ struct Inputs {
     initrd: Option<Initrd>,
     cmdline: String,
     devices: Devices,
+    parts: pc::Parts,
     metrics: Option<metrics::Target>,
     control: Option<Server>,
 }
@@ -66,11 +70,12 @@ impl Inputs {
         config.validate()?;
         let kernel = Kernel::open(&config.kernel)?;
         let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
-        let devices = slots::open(config, streams)?;
+        let mut devices = slots::open(config, streams)?;
+        let parts = pc::open(config, &mut devices.networks)?;
         let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
         let control = config.control.as_deref().map(Server::listen).transpose()?;
-        let inputs = Self { kernel, initrd, cmdline, devices, metrics, control };
+        let inputs = Self { kernel, initrd, cmdline, devices, parts, metrics, control };
         boot::load::check(&inputs.payload(config, 0))?;
         Ok(inputs)
     }
@@ -83,6 +88,10 @@ impl Inputs {
             cmdline: &self.cmdline,
             memory: config.memory.0,
             rsdp,
+            way: match config.choices().board {
+                BoardKind::Real16 => Way::RealMode,
+                _ => Way::Direct,
+            },
         }
     }
 }
@@ -115,7 +124,9 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         host::can_run_linux(&kvm)?;
     }
 
-    let vm = Vm::new(&kvm, config.cpus)?;
+    log::info!("mode {}: {}", config.mode, config.row());
+    let choices = config.choices();
+    let vm = Vm::new(&kvm, config.cpus, vm_options(config))?;
     let ram = memory::allocate(config.memory.0)?;
     vm.set_memory(&ram)?;
     let vcpus: Vec<_> =
@@ -126,9 +137,13 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         None => Ending::new().map_err(Error::host("eventfd"))?,
     };
     let mut board = board::Board::new(config, &vm, &ending)?;
+    let pc = match choices.has_board() {
+        true => Some(Pc::build(std::mem::take(&mut inputs.parts), &vm, &ram, &mut board)?),
+        false => None,
+    };
     // No handle on a device is left here: it could not leave the machine.
     let devices = std::mem::take(&mut inputs.devices.slots);
-    let (virtio, bus) = slots::connect(config, devices, &vm, &ram, &mut board)?;
+    let (virtio, bus) = slots::connect(config, devices, &vm, &ram, &mut board, pc.as_ref())?;
     let rsdp = board.describe(&ram, config.cpus)?;
     let entry = boot::load(&ram, &inputs.payload(config, rsdp))?;
     vm.enter(&vcpus[0], entry)?;
@@ -154,6 +169,10 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
             None
         }
     };
+    if let Some(pc) = pc {
+        pc.drives.into_iter().for_each(|worker| add(&mut events, worker));
+        pc.cards.into_iter().for_each(|worker| add(&mut events, worker));
+    }
     add(&mut events, EndWatch(ending.clone()));
     if let Some(signals) = attached.signals {
         add(&mut events, SignalWatch { signals, ending: ending.clone() });
@@ -175,7 +194,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         confine().map_err(Error::Confine)?;
     }
     let (buses, serial_output) = board.finish();
-    let running = start(vcpus, &buses, &ending, &counters)?;
+    let running = start(vcpus, &buses, &ending, &counters, choices.has_board())?;
     sandbox::event_loop(needs(config, &inputs.devices, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
@@ -193,6 +212,15 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     counters.report();
     let exit = ending.how().unwrap_or(Exit::Quit);
     Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
+}
+
+/// What of the machine is KVM's business.
+fn vm_options(config: &Config) -> vm::Options {
+    let choices = config.choices();
+    vm::Options {
+        wiring: if choices.has_board() { Wiring::Pc } else { Wiring::Straight },
+        paravirtual: (choices.intr == Intr::Pv).then_some(config.pv_features.mask()),
+    }
 }
 
 /// Puts the control socket and all devices on the event loop.
@@ -264,9 +292,10 @@ fn start(
     buses: &Buses,
     ending: &Ending,
     counters: &Metrics,
+    board: bool,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let filter = Arc::new(sandbox::vcpu());
+    let filter = Arc::new(sandbox::vcpu(board));
     let mut running = Vec::with_capacity(vcpus.len());
     for (id, fd) in vcpus.into_iter().enumerate() {
         let vcpu = Vcpu {

@@ -7,8 +7,10 @@
 //! ```
 
 use super::error::Error;
+use super::pc::Pc;
 use crate::memory::Ram;
 use crate::msi::{FunctionMessages, IoEvents, Messages};
+use crate::vm::Vm;
 use arch::layout;
 use devices::bus::lock;
 use devices::pci::root::{Root, SharedFunction};
@@ -49,10 +51,14 @@ pub struct Plugged {
 }
 
 impl PciBus {
-    /// A bus with nothing on it.
-    pub fn new(vm: Arc<VmFd>, ram: Ram) -> Self {
-        let messages = Messages::new(vm.clone());
-        Self { vm, ram, root: Root::new(Vec::new()), messages, torn: 0 }
+    /// A bus with nothing on it, or with what is on a motherboard.
+    pub fn new(vm: &Vm, ram: Ram, pc: Option<&Pc>) -> Self {
+        let messages = Messages::new(vm.fd.clone(), vm.wiring());
+        let root = match pc {
+            Some(pc) => Root::behind(pc.bridge.clone(), pc.functions.clone()),
+            None => Root::new(Vec::new()),
+        };
+        Self { vm: vm.fd.clone(), ram, root, messages, torn: 0 }
     }
 
     /// The bus as the guest sees it.

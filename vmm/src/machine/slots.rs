@@ -4,6 +4,7 @@
 use super::board::{self, Board};
 use super::console;
 use super::error::Error;
+use super::pc::Pc;
 use super::pci::{PciBus, Placed, Plugged};
 use super::usernet;
 use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
@@ -59,10 +60,11 @@ pub fn backends(config: &Config) -> impl Iterator<Item = String> {
 /// balloon, console, entropy.
 pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error> {
     let mut devices = Devices::default();
-    for disk in config.all_disks() {
+    let choices = config.choices();
+    for disk in config.all_disks().filter(|_| choices.virtio_disks()) {
         devices.slots.push(open_disk(config, disk)?);
     }
-    for (number, net) in config.nets.iter().enumerate() {
+    for (number, net) in config.nets.iter().enumerate().filter(|_| choices.virtio_nets()) {
         devices.slots.push(open_net(config, net, number, &mut devices.networks)?);
     }
     let Devices { slots, balloon, console, .. } = &mut devices;
@@ -85,7 +87,9 @@ pub fn open(config: &Config, streams: Option<Prepared>) -> Result<Devices, Error
     if let Some(console) = console {
         slots.push(console.device.clone());
     }
-    slots.push(open_rng(config.rng.as_ref())?);
+    if config.has_rng() {
+        slots.push(open_rng(config.rng.as_ref())?);
+    }
     Ok(devices)
 }
 
@@ -114,12 +118,16 @@ fn open_rng(wanted: Option<&config::Rng>) -> Result<Slot, Error> {
     Ok(Arc::new(Mutex::new(rng)))
 }
 
-fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
-    let image: Box<dyn Disk> = match disk.format {
+/// Opens and locks a disk's image.
+pub fn open_image(disk: &config::Disk) -> Result<Box<dyn Disk>, Error> {
+    Ok(match disk.format {
         Format::Raw => Box::new(RawDisk::open(&disk.path, disk.raw_options())?),
         Format::Qcow2 => Box::new(Qcow2Disk::open(&disk.path, disk.readonly)?),
-    };
-    block(config.cpus, disk, image)
+    })
+}
+
+fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
+    block(config.cpus, disk, open_image(disk)?)
 }
 
 /// The block device on an image.
@@ -140,6 +148,24 @@ pub fn block(cpus: u32, disk: &config::Disk, image: Box<dyn Disk>) -> Result<Sha
     };
     let block = Block::new(image, options).map_err(host("io_uring"))?;
     Ok(Arc::new(Mutex::new(block)))
+}
+
+/// Opens what a card without offloads is connected to; with the card's address.
+pub fn open_wire(
+    net: &config::Net,
+    number: usize,
+    networks: &mut bool,
+) -> Result<(Box<dyn net::NetBackend>, [u8; 6]), Error> {
+    Ok(match &net.backend {
+        NetBackend::User(user) => {
+            let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&format!("user{number}")));
+            (usernet::open(user, mac, networks)?, mac)
+        }
+        NetBackend::Tap(name) => {
+            let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
+            (Box::new(Tap::open(name)?), mac)
+        }
+    })
 }
 
 fn open_net(
@@ -239,11 +265,12 @@ pub fn connect(
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
+    pc: Option<&Pc>,
 ) -> Result<(Vec<Connected>, Option<PciBus>), Error> {
-    match config.transport {
+    match config.transport() {
         Transport::Mmio => Ok((connect_mmio(slots, vm, ram, board)?, None)),
         Transport::Pci => {
-            let bus = PciBus::new(vm.fd.clone(), ram.clone());
+            let bus = PciBus::new(vm, ram.clone(), pc);
             let mut connected = Vec::with_capacity(slots.len());
             for device in slots.into_iter() {
                 let (plugged, worker) = bus.plug(device, Placed::Already)?;

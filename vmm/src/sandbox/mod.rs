@@ -187,6 +187,21 @@ const VCPU_IOCTLS: &[u32] = &[
     TIOCGPGRP,
 ];
 
+/// Beside those, in a machine with a motherboard: PCI cards have interrupt lines,
+/// whose level changes when their registers are read and written.
+const BOARD_IOCTLS: &[u32] = &[
+    KVM_IRQ_LINE,
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_GSI_ROUTING,
+    KVM_IOEVENTFD,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    TCGETS,
+    TCSETS,
+    TIOCGPGRP,
+];
+
 /// Beside the common ones: writing what the guest says, and the terminal.
 const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
 const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
@@ -210,6 +225,7 @@ const TCSETS: u32 = libc::TCSETS as u32;
 const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
 const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
 const KVM_RUN: u32 = 0xae80;
+const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
@@ -224,9 +240,10 @@ pub struct Filter {
     program: BpfProgram,
 }
 
-/// The filter of a vCPU thread.
-pub fn vcpu() -> Filter {
-    filter("vCPU", &[COMMON, VCPU], &[only(libc::SYS_ioctl, 1, VCPU_IOCTLS), CLOSING])
+/// The filter of a vCPU thread, in a machine with a motherboard or without.
+pub fn vcpu(board: bool) -> Filter {
+    let ioctls = if board { BOARD_IOCTLS } else { VCPU_IOCTLS };
+    filter("vCPU", &[COMMON, VCPU], &[only(libc::SYS_ioctl, 1, ioctls), CLOSING])
 }
 
 /// The filter of the thread that writes the console's output.
@@ -370,7 +387,8 @@ mod tests {
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
         let all = [
-            vcpu(),
+            vcpu(false),
+            vcpu(true),
             console(),
             relay(),
             event_loop(Needs::default()),
@@ -382,8 +400,14 @@ mod tests {
             assert_eq!(in_child(&filter, close), 0);
             assert!(killed(in_child(&filter, open)));
         }
-        assert!(killed(in_child(&vcpu(), other_ioctl)));
+        assert!(killed(in_child(&vcpu(false), other_ioctl)));
         assert_eq!(in_child(&event_loop(Needs::default()), other_ioctl), 0);
+        let irq_line = || {
+            // SAFETY: KVM_IRQ_LINE on a closed descriptor reads nothing.
+            unsafe { libc::ioctl(-1, u64::from(KVM_IRQ_LINE), 0) };
+        };
+        assert_eq!(in_child(&vcpu(true), irq_line), 0);
+        assert!(killed(in_child(&vcpu(false), irq_line)));
     }
 
     #[test]

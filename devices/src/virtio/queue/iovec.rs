@@ -22,7 +22,7 @@ impl IoVecStore {
         Self::default()
     }
 
-    pub(super) fn fill<'m>(
+    pub(crate) fn fill<'m>(
         &'m mut self,
         mem: &'m Ram,
         buffers: impl Iterator<Item = Buffer>,
