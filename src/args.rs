@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -43,9 +44,15 @@ Examples:
       What the guest's programs free goes back to the host.
   microvm --kernel vmlinux --rootfs debian.img --mode hvm --net tap=vmtap0
       A PC with an IDE disk and an RTL8139, and no sign of a virtual machine.
+  microvm --kernel vmlinux --rootfs debian.img --transport pci \\
+          --control /tmp/vm.sock
+  microvm ctl /tmp/vm.sock add-disk data.img
+      A disk for the guest while it runs; microvm ctl --help tells more.
   microvm --kernel vmlinux --rootfs debian.img --print-config > guest.json
   microvm --config guest.json --memory 4G
       Keeps a configuration in a file, and runs it with more memory.
+  microvm build oci:layout:latest app.img
+      Makes one portable, read-only file of a container's image.
 
 Configuration files:
   FILE is JSON with the fields that --print-config shows; all but \"kernel\" may
@@ -61,7 +68,8 @@ Console keys (when standard input is a terminal):
   standard input is passed byte by byte; its end does not end the guest.
 
 Exit status:
-  0        the guest powered off or rebooted, or the user left with Ctrl-a x
+  0        the guest powered off or rebooted, or the user left with Ctrl-a x or
+           microvm ctl PATH quit
   2        the command line can't be read
   3        a file or value that was given can't be used
   4        this host can't run the machine: see microvm doctor
@@ -97,9 +105,9 @@ pub struct Args {
 
     /// Image of the root file system, the guest's /dev/vda
     ///
-    /// /dev/sda with --disk-bus ide. Completes the kernel's command line with
-    /// root= and ro or rw where it does not say otherwise. A comma in a path is
-    /// written twice.
+    /// /dev/sda with --disk-bus ide. Completes the kernel's command line
+    /// with root= and ro or rw where it does not say otherwise. A comma in a
+    /// path is written twice.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -160,10 +168,11 @@ pub struct Args {
 
     /// A network card; may be given more than once
     ///
-    /// tap=NAME connects it to a TAP interface of the host. user needs neither
-    /// an interface nor root: what the guest sends leaves the host as your own
-    /// connections do. The guest finds its address by DHCP: 10.0.2.15, its
-    /// gateway 10.0.2.2, and its name server, which asks the host's, 10.0.2.3.
+    /// tap=NAME connects it to a TAP interface of the host. user needs
+    /// neither an interface nor root: what the guest sends leaves the host as
+    /// your own connections do. The guest finds its address by DHCP:
+    /// 10.0.2.15, its gateway 10.0.2.2, and its name server, which asks the
+    /// host's, 10.0.2.3.
     ///   mac=ADDRESS         [default: derived from the interface's name, or
     ///                       the card's number]
     ///   rate=SIZE[:BURST], ops=N[:BURST]
@@ -178,9 +187,10 @@ pub struct Args {
     ///                       the guest reaches what listens on the host's
     ///                       127.0.0.1 as its gateway [default: off]
     ///   backend=auto|passt|internal
-    ///                       who moves the frames; auto is passt where it is
-    ///                       installed and works, else microvm itself, for
-    ///                       IPv4 only [default: auto]
+    ///                       who moves the frames; auto is passt where one
+    ///                       newer than Debian 12's is installed and works,
+    ///                       else microvm itself, for IPv4 only
+    ///                       [default: auto]
     /// With tap=:
     ///   mtu=N               the guest's largest packet and the interface's,
     ///                       which is set where microvm may
@@ -188,9 +198,9 @@ pub struct Args {
     ///   queues=N            1 to 16 pairs of queues [default: one for each
     ///                       vCPU, at most 8, if the interface was made with
     ///                       multi_queue, else one]
-    ///   vhost=off|on|auto   let the host's kernel move the frames: less work,
-    ///                       but a guest then speaks to the kernel itself;
-    ///                       auto where it can [default: off]
+    ///   vhost=off|on|auto   let the host's kernel move the frames: less
+    ///                       work, but a guest then speaks to the kernel
+    ///                       itself; auto where it can [default: off]
     #[arg(
         verbatim_doc_comment,
         long = "net",
@@ -245,8 +255,8 @@ pub struct Args {
     /// Limit the guest's entropy device
     ///
     /// It is there with every other virtio device. At most SIZE bytes of the
-    /// host's getrandom in a second, and BURST at once after a rest [default: a
-    /// tenth of SIZE].
+    /// host's getrandom in a second, and BURST at once after a rest
+    /// [default: a tenth of SIZE].
     #[arg(
         verbatim_doc_comment,
         long,
@@ -257,8 +267,8 @@ pub struct Args {
 
     /// What carries the virtio devices: mmio or pci
     ///
-    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio, and the
-    /// default where there is a motherboard; else it is mmio.
+    /// pci is a PCI bus with MSI-X, for kernels that lack virtio-mmio, and
+    /// the default where there is a motherboard; else it is mmio.
     #[arg(verbatim_doc_comment, long, value_name = "BUS", help_heading = "The machine")]
     transport: Option<Transport>,
 
@@ -270,7 +280,7 @@ pub struct Args {
 
     /// How far the guest is paravirtualized [default: pv]
     ///
-    /// Each mode is a choice of the four switches below, which can be set alone:
+    /// Each mode is a choice of the switches below, which can be set alone:
     ///   hvm     a PC, and nothing made for virtual machines:
     ///           ide, rtl8139, board direct, intr kernel
     ///   hvm-pv  the same with virtio: virtio, virtio, direct, kernel
@@ -282,8 +292,8 @@ pub struct Args {
 
     /// What disks are attached to: virtio, ide or ide-pio
     ///
-    /// IDE disks are /dev/sda, /dev/sdb, and so on; four drives fit. ide-pio has
-    /// the processor move every byte.
+    /// IDE disks are /dev/sda, /dev/sdb, and so on; four drives fit. ide-pio
+    /// has the processor move every byte.
     #[arg(verbatim_doc_comment, long, value_name = "BUS", help_heading = "The spectrum")]
     disk_bus: Option<DiskBus>,
 
@@ -291,26 +301,26 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", help_heading = "The spectrum")]
     net_model: Option<NetModel>,
 
-    /// The motherboard, and the way into the guest: pvh, direct, real16 or bios
+    /// Motherboard and way into the guest: pvh, direct, real16 or bios
     ///
-    /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as pvh
-    /// does; real16 enters a bzImage in real mode, with a BIOS of microvm's own.
-    /// bios boots from the first disk or the CD, without --kernel. Devices that
-    /// need a motherboard bring it.
+    /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as
+    /// pvh does; real16 enters a bzImage in real mode, with a BIOS of
+    /// microvm's own; bios boots from the first disk or the CD, without
+    /// --kernel. Devices that need a motherboard bring it.
     #[arg(verbatim_doc_comment, long, value_name = "BOARD", help_heading = "The spectrum")]
     board: Option<BoardKind>,
 
     /// The BIOS of --board bios: SeaBIOS, 128 or 256 KiB
     ///
-    /// [default: /usr/share/seabios/bios-256k.bin, of Debian's package seabios]
+    /// [default: /usr/share/seabios/bios-256k.bin, of Debian's seabios]
     #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The spectrum")]
     firmware: Option<PathBuf>,
 
     /// Who provides interrupts and timers: kernel, pv, split or user
     ///
-    /// kernel is KVM, as hardware would; pv also has KVM's clock and its other
-    /// features, which kernel hides. user is microvm itself: slow, for one vCPU,
-    /// and without virtio. (split: not yet.)
+    /// kernel is KVM, as hardware would; pv also has KVM's clock and its
+    /// other features, which kernel hides. user is microvm itself: slow, for
+    /// one vCPU, and without virtio. (split: not yet.)
     #[arg(verbatim_doc_comment, long, value_name = "WHO", help_heading = "The spectrum")]
     intr: Option<Intr>,
 
@@ -369,6 +379,14 @@ pub struct Args {
     )]
     ports: Vec<Port>,
 
+    /// Change the machine while it runs: microvm ctl PATH
+    ///
+    /// A Unix socket made at PATH, where nothing may be, for its user alone,
+    /// and removed at the end. Disks and network cards are added and removed
+    /// with --transport pci; disks are resized with either transport.
+    #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The machine")]
+    control: Option<PathBuf>,
+
     /// Start even where a probe says that this KVM can't run Linux
     ///
     /// For small guests of one's own; Linux would hang or crash there.
@@ -419,6 +437,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    Ctl(CtlArgs),
     Run(Box<RunArgs>),
     #[command(flatten)]
     Image(ImageCommand),
@@ -501,6 +520,7 @@ impl Args {
         config.initrd = self.initrd.or(config.initrd);
         config.vsock = self.vsock.or(config.vsock);
         config.metrics = self.metrics.or(config.metrics);
+        config.control = self.control.or(config.control);
         config.balloon = self.balloon.or(config.balloon);
         config.rng = self.rng.or(config.rng);
         config.console = self.console.or(config.console);
@@ -669,6 +689,9 @@ mod tests {
             (&["--kernel", "a", "--kernel", "b"], "--kernel"),
             (&["--log", "loud"], "debug"),
             (&["doctor", "--jsn"], "--json"),
+            (&["ctl", "s"], "add-disk"),
+            (&["ctl", "s", "add-disk", "a,colour=red"], "colour"),
+            (&["ctl", "s", "resize-disk", "block1", "much"], "much"),
             (&["stray"], "stray"),
             (&["--kernel"], "--kernel"),
         ] {

@@ -2,6 +2,7 @@
 //! line and an exit status that say what happened.
 
 mod args;
+mod ctl;
 mod doctor;
 mod image_commands;
 mod logger;
@@ -10,13 +11,16 @@ mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
+use ctl::CtlArgs;
 use job::{Job, Outcome};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU8, Ordering};
 use vmm::config::Config;
 use vmm::console::{signals, terminal};
+use vmm::control::ClientError;
 use vmm::exit::{Exit, status};
 use vmm::machine::Attached;
 use vmm::{host, machine};
@@ -28,6 +32,8 @@ enum Error {
     Args(#[from] ArgsError),
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Control(#[from] ClientError),
     #[error(transparent)]
     Job(#[from] job::Error),
     #[error("signals: {}", args::plain(.0))]
@@ -44,7 +50,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) | Self::Image(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) => status::INPUT,
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
@@ -64,11 +70,15 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             logger::say(&args::one_line(&error));
-            return ExitCode::from(status::USAGE);
+            let of_job = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            // What a job itself may say is no status of ours.
+            let status = if of_job { job::status::FAILED } else { status::USAGE };
+            return ExitCode::from(status);
         }
     };
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
+        Some(Command::Ctl(wanted)) => ask(wanted),
         Some(Command::Spectrum { json }) => show_spectrum(json),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Image(command)) => image_commands::run(command),
@@ -109,6 +119,7 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 /// Ends as the job does.
 fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     logger::install(level.into());
+    BROKEN.store(job::status::FAILED, Ordering::Relaxed);
     let mut bar = image_commands::Bar::default();
     let job = Job::prepare(wanted.into_options(), &mut bar)?;
     drop(bar);
@@ -120,6 +131,12 @@ fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
             Ok(status::SIGNAL_BASE.wrapping_add(signal))
         }
     }
+}
+
+/// Asks a running machine for something and prints its answer.
+fn ask(wanted: CtlArgs) -> Result<u8, Error> {
+    let answer = wanted.ask()?;
+    print(&format!("{answer}\n")).map(|()| status::OK)
 }
 
 fn examine(json: bool) -> Result<u8, Error> {
@@ -160,6 +177,9 @@ fn print(text: &str) -> Result<(), Error> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
 }
 
+/// The exit status for a fault of the monitor's own.
+static BROKEN: AtomicU8 = AtomicU8::new(status::INTERNAL);
+
 /// A fault of the monitor's own: one line, and the exit status that says so. By
 /// now the terminal is as it was: its own hook runs before this one.
 fn on_panic(info: &PanicHookInfo) {
@@ -173,5 +193,5 @@ fn on_panic(info: &PanicHookInfo) {
     logger::say(&format!("internal error{place}: {text}: please report this"));
     // SAFETY: _exit has no preconditions. Destructors of other threads must not
     // run into what this one left half done.
-    unsafe { libc::_exit(status::INTERNAL.into()) }
+    unsafe { libc::_exit(BROKEN.load(Ordering::Relaxed).into()) }
 }

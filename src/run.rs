@@ -3,7 +3,8 @@
 use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use vmm::config::Size;
+use std::str::FromStr;
+use vmm::config::{ConfigError, Net, NetBackend, Size, UserBackend};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +46,7 @@ pub struct RunArgs {
     /// Where the job's root file system comes from
     pub image: OsString,
 
-    /// The program and its arguments; those alone, if the image has a program
+    /// The program and its arguments; the latter alone, if the image has a program
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<OsString>,
 
@@ -75,6 +76,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
 
+    /// The job's network: none or user[,FIELD=VALUE]… [default: user]
+    ///
+    /// user reaches what the user of microvm reaches, and is reached at ports
+    /// that hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT names; see --net of microvm
+    /// itself. The monitor moves the packets unless backend=passt is given.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "NETWORK",
+        default_value = "user",
+        hide_default_value = true,
+        help_heading = "The machine"
+    )]
+    pub net: Network,
+
     /// If this host lacks something that isolates: best, report or strict
     ///
     /// The monitor gives up system calls, files, connections, privileges and
@@ -101,6 +117,13 @@ pub struct RunArgs {
     /// Working directory [default: the same as outside]
     #[arg(long, visible_alias = "cwd", value_name = "PATH", help_heading = "The job")]
     pub pwd: Option<PathBuf>,
+
+    /// Run PROGRAM even if the image has a program of its own
+    ///
+    /// Else what follows the image are arguments of an OCI image's entrypoint,
+    /// or of the runscript of Singularity's.
+    #[arg(verbatim_doc_comment, long, help_heading = "The job")]
+    pub exec: bool,
 
     /// Give the job a terminal [default: if input and output are one]
     #[arg(short = 't', long, overrides_with = "no_tty", help_heading = "The job")]
@@ -133,12 +156,38 @@ pub struct RunArgs {
     pub overlay: Option<PathBuf>,
 }
 
+/// A job's network.
+#[derive(Debug, Clone)]
+pub struct Network(Option<Net>);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let mut net: Net = text.parse().map_err(|error: ConfigError| error.to_string())?;
+        match &mut net.backend {
+            NetBackend::User(user) => {
+                // One process, which leaves nothing behind.
+                if user.backend == UserBackend::Auto {
+                    user.backend = UserBackend::Internal;
+                }
+                Ok(Self(Some(net)))
+            }
+            NetBackend::Tap(_) => Err("must be none or user".to_owned()),
+        }
+    }
+}
+
 impl RunArgs {
     /// The job that these options ask for.
     pub fn into_options(self) -> job::Options {
         job::Options {
             image: self.image,
             arguments: self.arguments,
+            exec: self.exec,
             kernel: self.kernel,
             cpus: self.cpus,
             memory: self.memory.map(|size| size.0),
@@ -155,6 +204,7 @@ impl RunArgs {
                 (false, true) => Some(false),
                 (false, false) => None,
             },
+            network: self.net.0,
             isolation: self.isolation,
             kernel_log: self.kernel_log,
         }

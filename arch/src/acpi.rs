@@ -15,6 +15,10 @@
 
 mod pc;
 
+mod events;
+
+pub use events::Events;
+
 use crate::layout;
 use acpi_tables::{
     Aml,
@@ -66,6 +70,8 @@ pub struct Machine {
     pub pci: bool,
     /// The motherboard, if there is one: sleep and reset are its own then.
     pub pc: Option<Pc>,
+    /// What may happen while the machine runs.
+    pub events: Option<Events>,
 }
 
 /// Where the interrupt pin of a PCI card leads.
@@ -200,6 +206,9 @@ fn dsdt(machine: &Machine) -> Sdt {
     if machine.pci {
         root_bridge(machine.pc.as_ref(), &mut aml);
     }
+    if let Some(events) = &machine.events {
+        events.describe(machine.pci, &mut aml);
+    }
     if let Some(port) = machine.pvpanic_port {
         let name = Name::new("_HID".into(), &"QEMU0001");
         let ports = IO::new(port, port, 1, 1);
@@ -296,6 +305,7 @@ mod tests {
             pvpanic_port: Some(0x505),
             pci: devices == 0,
             pc: None,
+            events: Some(Events { gsi: 9, port: 0x604, slots: (devices == 0).then_some(0x610) }),
         }
     }
 

@@ -85,6 +85,10 @@ pub const COM1_GSI: u32 = 4;
 pub const VIRTIO_GSIS: [u32; 17] =
     [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
+/// The interrupt of the Generic Event Device: the SCI's, which a
+/// hardware-reduced machine does not have.
+pub const GED_GSI: u32 = 9;
+
 /// Pins of the IOAPIC.
 pub const IOAPIC_PINS: u32 = 24;
 

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use vmm::config;
 
 /// A job, as its user asks for it.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +12,8 @@ pub struct Options {
     pub image: OsString,
     /// What follows it.
     pub arguments: Vec<OsString>,
+    /// Those are a program, even if the image has its own.
+    pub exec: bool,
     /// The guest kernel; else it is looked for.
     pub kernel: Option<PathBuf>,
     /// vCPUs; else as many as the caller may use.
@@ -35,6 +38,8 @@ pub struct Options {
     pub overlay: Option<PathBuf>,
     /// Whether there is a terminal; else as the caller's streams are.
     pub terminal: Option<bool>,
+    /// The network card; `None` is none.
+    pub network: Option<config::Net>,
     /// What if the host does not offer all that isolates.
     pub isolation: crate::Isolation,
     /// Where the kernel's messages go.

@@ -15,7 +15,8 @@ use crate::options::Options;
 use crate::shares::{self, Shared};
 use crate::source::Source;
 use crate::{Error, kernel, size};
-use guest::protocol::{Disk, File, Lower, Root, Share, Spec, Streams, Upper, Window};
+use devices::backend::user::{GATEWAY, GUEST, NAMES};
+use guest::protocol::{Disk, File, Lower, Network, Root, Share, Spec, Streams, Upper, Window};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -29,8 +30,8 @@ const KEPT: [&str; 5] = ["HOME", "LANG", "LOGNAME", "TERM", "USER"];
 const DROPPED: [&str; 3] = ["LD_LIBRARY_PATH", "LD_PRELOAD", "PATH"];
 /// The tag of the root file system's share.
 const ROOT_TAG: &str = "root";
-/// The largest time zone that is taken along.
-const MAX_ZONE: u64 = 64 << 10;
+/// The largest file of the host's that is taken along.
+const MAX_FILE: u64 = 64 << 10;
 
 /// What is run.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ impl Plan {
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
         let (source, run) = Source::open(&options.image, progress)?;
+        let runscript = run.is_none() && source != Source::Host && !options.exec;
+        let run = run.unwrap_or_default();
         let (shares, scratch) = shares::choose(&options, caller, &source)?;
         let (cpus, memory) = size::of_caller();
         let mut config = Config::new(kernel::find(options.kernel.clone())?);
@@ -60,22 +63,24 @@ impl Plan {
             None => (Some(Serial::Off), "quiet loglevel=0".to_owned()),
         };
         let root = root(&mut config, &source, &options)?;
+        let network = options.network.clone().map(|card| network(&mut config, card));
         config.shares.extend(shares.iter().enumerate().map(|(number, share)| config::Share {
             tag: tag(number),
             path: share.source.clone(),
             readonly: share.readonly,
         }));
-        let arguments = program(&options, &run)?;
+        let arguments = program(&options, &run, runscript)?;
         let (directory, directory_required) = directory(&options, &run, caller)?;
         let spec = Spec {
             root,
             shares: shares.iter().enumerate().map(share).collect(),
             scratch: scratch.iter().map(|path| bytes(path)).collect(),
-            files: files(caller, &source),
+            files: files(caller, &source, network.is_some()),
             hostname: caller.hostname.clone(),
-            network: None,
+            network,
             identity: caller.identity.clone(),
             arguments,
+            runscript,
             environment: environment(&options, &run, caller, &source)?,
             directory: bytes(&directory),
             directory_required,
@@ -135,6 +140,12 @@ fn root(config: &mut Config, source: &Source, options: &Options) -> Result<Root,
     Ok(Root { lower, upper, writable })
 }
 
+/// A card whose other side is this host's own network, as its user reaches it.
+fn network(config: &mut Config, card: config::Net) -> Network {
+    config.nets.push(card);
+    Network { address: GUEST.octets(), prefix: 24, gateway: GATEWAY.octets() }
+}
+
 fn share_root(config: &mut Config, path: &Path) -> Lower {
     let (tag, path) = (ROOT_TAG.to_owned(), path.to_owned());
     config.shares.push(config::Share { tag, path, readonly: true });
@@ -147,15 +158,19 @@ fn add_disk(config: &mut Config, disk: config::Disk, kind: FileSystem) -> Disk {
     Disk { number, kind: kind.name().into() }
 }
 
-/// The program and its arguments.
-fn program(options: &Options, run: &ImageConfig) -> Result<Vec<Vec<u8>>, Error> {
+/// The program and its arguments. `runscript`: the image may have one, which only
+/// its guest can tell.
+fn program(options: &Options, run: &ImageConfig, runscript: bool) -> Result<Vec<Vec<u8>>, Error> {
     let words = |words: &[String]| words.iter().map(|w| w.clone().into_bytes()).collect();
-    let mut all: Vec<Vec<u8>> = words(&run.entrypoint);
-    match options.arguments.is_empty() {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    if !options.exec {
+        all.extend::<Vec<_>>(words(&run.entrypoint));
+    }
+    match options.arguments.is_empty() && !options.exec {
         true => all.extend::<Vec<_>>(words(&run.cmd)),
         false => all.extend(options.arguments.iter().map(|word| word.clone().into_vec())),
     }
-    if all.is_empty() { Err(Error::NoProgram) } else { Ok(all) }
+    if all.is_empty() && !runscript { Err(Error::NoProgram) } else { Ok(all) }
 }
 
 /// Where the job starts, and whether it has to.
@@ -226,20 +241,43 @@ fn environment(
     Ok(all.into_iter().map(joined).collect())
 }
 
-/// What the image can't know of this host and this user.
-fn files(caller: &Caller, source: &Source) -> Vec<File> {
+/// What the image can't know of this host, its network and this user.
+fn files(caller: &Caller, source: &Source, network: bool) -> Vec<File> {
+    let file = |path: &str, content, append| File { path: path.into(), content, append };
+    let mut files = Vec::new();
+    if network {
+        files.push(file("/etc/resolv.conf", resolver(), false));
+    }
     if *source == Source::Host {
-        return Vec::new();
+        return files;
     }
     let [passwd, group] = caller.lines.clone();
-    let file = |path: &str, content, append| File { path: path.into(), content, append };
-    let mut files = vec![file("/etc/passwd", passwd, true), file("/etc/group", group, true)];
-    let zone = Path::new("/etc/localtime");
-    let small = std::fs::metadata(zone).is_ok_and(|m| m.is_file() && m.len() <= MAX_ZONE);
-    if let Some(content) = small.then(|| std::fs::read(zone).ok()).flatten() {
-        files.push(file("/etc/localtime", content, false));
+    files.extend([file("/etc/passwd", passwd, true), file("/etc/group", group, true)]);
+    for path in ["/etc/hosts", "/etc/localtime"] {
+        files.extend(read_small(path).map(|content| file(path, content, false)));
     }
     files
+}
+
+fn read_small(path: &str) -> Option<Vec<u8>> {
+    let meta = std::fs::metadata(path).ok()?;
+    let small = meta.is_file() && meta.len() <= MAX_FILE;
+    small.then(|| std::fs::read(path).ok()).flatten()
+}
+
+/// The network's own server of names, which asks the host's; and in which domains
+/// the host looks for them.
+fn resolver() -> Vec<u8> {
+    let host = read_small("/etc/resolv.conf").unwrap_or_default();
+    let kept = |line: &&[u8]| {
+        [&b"search "[..], b"domain ", b"options "].iter().any(|word| line.starts_with(word))
+    };
+    let mut text = format!("nameserver {}\n", NAMES).into_bytes();
+    for line in host.split(|byte| *byte == b'\n').filter(kept) {
+        text.extend_from_slice(line);
+        text.push(b'\n');
+    }
+    text
 }
 
 #[cfg(test)]

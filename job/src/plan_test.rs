@@ -67,7 +67,7 @@ fn a_directory_is_a_read_only_share() {
 fn the_host_may_be_changed_in_memory() {
     let plan = Plan::new(options("host", &["x"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.spec.root.writable && plan.config.shares[0].readonly);
-    assert!(plan.spec.files.is_empty());
+    assert!(plan.spec.files.is_empty() && plan.spec.network.is_none());
     assert!(texts(&plan.spec.environment).contains(&"PATH=/mine".to_owned()));
 }
 
@@ -119,11 +119,14 @@ fn arguments_follow_the_entrypoint_and_replace_the_command() {
         cmd: vec!["--help".into()],
         ..ImageConfig::default()
     };
-    let of = |words: &[&str]| texts(&program(&options("x", words), &run).unwrap());
+    let of = |words: &[&str]| texts(&program(&options("x", words), &run, false).unwrap());
     assert_eq!(of(&[]), ["/app", "--help"]);
     assert_eq!(of(&["a", "b"]), ["/app", "a", "b"]);
-    let none = program(&options("x", &[]), &ImageConfig::default());
-    assert!(matches!(none, Err(Error::NoProgram)));
+    let exec = Options { exec: true, ..options("x", &["a"]) };
+    assert_eq!(texts(&program(&exec, &run, false).unwrap()), ["a"]);
+    let none = |runscript| program(&options("x", &[]), &ImageConfig::default(), runscript);
+    assert!(matches!(none(false), Err(Error::NoProgram)));
+    assert!(none(true).unwrap().is_empty());
 }
 
 #[test]
@@ -139,4 +142,16 @@ fn where_a_job_starts() {
     assert_eq!(of(&wanted), ("/data".into(), true));
     wanted.pwd = Some("data".into());
     assert!(directory(&wanted, &ImageConfig::default(), &caller()).is_err());
+}
+
+#[test]
+fn a_network_is_a_card_with_an_address_and_a_server_of_names() {
+    let mut wanted = options("host", &["x"]);
+    wanted.network = Some("user".parse().unwrap());
+    let plan = Plan::new(wanted, &caller(), None, &mut Unseen).unwrap();
+    assert_eq!(plan.config.nets.len(), 1);
+    assert_eq!(plan.spec.network.map(|net| net.address), Some([10, 0, 2, 15]));
+    let text = String::from_utf8(plan.spec.files[0].content.clone()).unwrap();
+    assert!(text.starts_with("nameserver 10.0.2.3\n"), "{text}");
+    plan.config.validate().unwrap();
 }

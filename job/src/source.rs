@@ -31,8 +31,11 @@ pub enum Source {
 
 impl Source {
     /// Opens what the user has named; an image of layers is put together in the
-    /// cache, if it is not there yet.
-    pub fn open(image: &OsStr, progress: &mut dyn Progress) -> Result<(Self, Config), Error> {
+    /// cache, if it is not there yet. How it is run is known of some.
+    pub fn open(
+        image: &OsStr,
+        progress: &mut dyn Progress,
+    ) -> Result<(Self, Option<Config>), Error> {
         let reference = Reference::parse(image)?;
         let ready = prepare(&reference, &Cache::of_user()?, progress)?;
         let source = match ready.root {
@@ -44,7 +47,7 @@ impl Source {
                 Self::Disk { path, offset, size, kind: file_system }
             }
         };
-        Ok((source, ready.description.map(|d| d.config).unwrap_or_default()))
+        Ok((source, ready.description.map(|description| description.config)))
     }
 
     /// Whether this directory is the root itself.

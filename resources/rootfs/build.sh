@@ -11,7 +11,8 @@
 #   build.sh script OUT FILE            a disk for microvm.run=/dev/vdb: FILE, padded to a block
 #
 # Every image starts with `init` beside this script, which lists the words of the
-# kernel command line that tests and benchmarks use, and holds /sbin/bench-init.
+# kernel command line that tests and benchmarks use, and holds /sbin/bench-init
+# and /sbin/bench-io.
 # Out:  the path OUT on standard output. Needs no root, except debian where user
 #       namespaces are off.
 # Env:  MICROVM_CACHE (default $XDG_CACHE_HOME/microvm or ~/.cache/microvm)
@@ -25,7 +26,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 2 ] || usage
 kind=$1 target=$2
 shift 2
-parts=("$here/init" "$here/inittab" "$here/udhcpc.script" "$here/bench-init.S" "$here/build.sh")
+parts=("$here/init" "$here/inittab" "$here/udhcpc.script" "$here/bench-init.S"
+	"$here/bench-io.c" "$here/build.sh")
 uuid=6d696372-6f76-4d6d-8000-000000000001
 
 # deliver CACHED: copy it to OUT, holes kept, in one step.
@@ -56,6 +58,10 @@ add_init() {
 	need binutils
 	as --64 -o "$SCRATCH/bench-init.o" "$here/bench-init.S"
 	ld -static -n -z noseparate-code -s --build-id=none -o "$tree/sbin/bench-init" "$SCRATCH/bench-init.o"
+	need gcc libc6-dev
+	gcc -O2 -ffreestanding -fno-stack-protector -fcf-protection=none \
+		-fno-asynchronous-unwind-tables -fno-pie -no-pie -nostdlib -static -s \
+		-Wl,--build-id=none -o "$tree/sbin/bench-io" "$here/bench-io.c"
 }
 
 # tiny_tree TREE
@@ -194,7 +200,7 @@ debian)
 		tree=$1 extra=$2 tar=$3 image=$4 size=$5 uuid=$6
 		mkdir "$tree"
 		tar -xf "$tar" -C "$tree" --numeric-owner --exclude='./dev/*'
-		cp "$extra/sbin/microvm-init" "$extra/sbin/bench-init" "$tree/sbin/"
+		cp "$extra/sbin/microvm-init" "$extra/sbin/bench-init" "$extra/sbin/bench-io" "$tree/sbin/"
 		cp "$extra/etc/inittab" "$extra/etc/udhcpc.script" "$extra/etc/hostname" "$tree/etc/"
 		[ -e "$tree/sbin/init" ] || ln -s microvm-init "$tree/sbin/init"
 		for name in poweroff reboot halt; do

@@ -125,3 +125,16 @@ fn the_cache_can_be_listed_and_emptied() {
     assert_eq!(cache(&["list"]), "");
     assert!(images.join("not ours").exists());
 }
+
+#[test]
+fn help_of_image_commands_fits_a_terminal() {
+    for words in [&["build"][..], &["inspect"], &["pull"], &["cache"], &["cache", "prune"]] {
+        for help in ["-h", "--help"] {
+            let text = stdout(&run(&[words, &[help]].concat()));
+            assert!(text.contains("Usage: microvm"), "{words:?}: {text}");
+            for line in text.lines() {
+                assert!(line.chars().count() <= 80, "{words:?}: {line}");
+            }
+        }
+    }
+}

@@ -45,6 +45,8 @@ fn help_documents_everything() {
         "--intr",
         "--pv-features",
         "--cdrom",
+        "--control",
+        "microvm ctl",
         "doctor",
         "spectrum",
         "Examples:",
@@ -188,5 +190,41 @@ fn kernels_that_cannot_be_opened_are_named() {
     for path in ["/nonexistent/vmlinux", "/", empty.path().to_str().unwrap()] {
         let text = refused(&run(&["--kernel", path, "--serial", "off"]), 3);
         assert!(text.contains(path), "{text}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_job_is_told_with_a_status_of_its_own() {
+    let kernel = file("");
+    let kernel = kernel.path().to_str().unwrap();
+    for (words, part) in [
+        (&["run"][..], "IMAGE"),
+        (&["run", "--cpus", "x", "host", "true"], "--cpus"),
+        (&["run", "--net", "tap=t0", "host", "true"], "none or user"),
+        (&["run", "--bind", "/:/x:rx", "host", "true"], "ro or rw"),
+        (&["run", "--isolation", "some", "host", "true"], "strict"),
+        (&["run", "--kernel", kernel, "/nonexistent/image", "true"], "/nonexistent/image"),
+        (&["run", "--kernel", kernel, "host"], "no program"),
+        (&["run", "--kernel", kernel, "--pwd", "here", "host", "true"], "absolute"),
+        (&["run", "--kernel", kernel, "host", "true"], "the file is empty"),
+    ] {
+        let output = run(words);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{words:?}: {told}");
+        assert!(told.contains(part) && told.lines().count() == 1, "{words:?}: {told}");
+    }
+    let output = microvm()
+        .args(["run", "host", "true"])
+        .env_remove("MICROVM_KERNEL")
+        .env("XDG_DATA_HOME", "/nonexistent")
+        .output()
+        .unwrap();
+    // Unless one is installed for all users.
+    if !std::path::Path::new("/usr/lib/microvm/vmlinux").exists() {
+        assert!(stderr(&output).contains("--kernel or $MICROVM_KERNEL"), "{}", stderr(&output));
+    }
+    let help = stdout(&run(&["run", "--help"]));
+    for word in ["--bind", "--contain", "--overlay", "--isolation", "--net", "126", "Examples:"] {
+        assert!(help.contains(word), "{word} is missing in\n{help}");
     }
 }

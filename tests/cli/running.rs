@@ -4,13 +4,15 @@
 
 use crate::guest::{self, ECHO, HELLO, SLEEP, can_run};
 use crate::terminal::Pty;
-use crate::{microvm, stderr};
+use crate::{microvm, refused, stderr, stdout};
 use rig::Place;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
@@ -279,6 +281,65 @@ fn the_end_of_its_input_does_not_end_the_guest_and_costs_nothing() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(128 + libc::SIGTERM), "{}", stderr(&output));
     assert!(busy < 20, "{busy} of 100 ticks");
+}
+
+/// `microvm ctl` with these words.
+fn ctl(socket: &Path, words: &[&str]) -> Output {
+    microvm().arg("ctl").arg(socket).args(words).output().unwrap()
+}
+
+#[test]
+fn a_machine_is_asked_and_changed_over_its_control_socket() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, image) = (dir.path().join("control"), dir.path().join("image"));
+    std::fs::write(&image, [0; 8192]).unwrap();
+    let (mut command, _kernel) = guest(SLEEP);
+    command.args(["--transport", "pci", "--serial", "off", "--control"]).arg(&socket);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let ask = |words: &[&str]| ctl(&socket, words);
+    let status = || stdout(&ask(&["status"]));
+    wait_for("the control socket", || status().contains("rng0").then_some(()));
+
+    let image = image.to_str().unwrap();
+    let told = stdout(&ask(&["add-disk", image]));
+    assert_eq!(told, "{\"name\":\"block0\",\"slot\":2}\n");
+    assert!(refused(&ask(&["add-disk", image]), 3).contains("locked by"));
+    let told = stdout(&ask(&["resize-disk", "block0", "16K"]));
+    assert_eq!(told, "{\"name\":\"block0\",\"size\":16384}\n");
+    assert!(refused(&ask(&["resize-disk", "rng0", "16K"]), 3).contains("only a disk"));
+    assert!(refused(&ask(&["balloon", "1M"]), 3).contains("--balloon"));
+    assert!(refused(&ask(&["remove", "rng0"]), 3).contains("only disks"));
+
+    // Whoever sends no image gets no disk, and the next one is served.
+    let mut plain = UnixStream::connect(&socket).unwrap();
+    plain.write_all(b"{\"id\":1,\"command\":\"add-disk\",\"disk\":{\"path\":\"x\"}}\n").unwrap();
+    let mut lines = BufReader::new(plain).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "{\"version\":1}");
+    assert!(lines.next().unwrap().unwrap().contains("SCM_RIGHTS"));
+
+    // This guest does not let go of anything.
+    let stays = refused(&ask(&["remove", "block0", "--timeout", "1"]), 3);
+    assert!(stays.contains("has not let go"), "{stays}");
+    assert!(status().contains("leaving"));
+    let told = stdout(&ask(&["remove", "block0", "--timeout", "0", "--force"]));
+    assert_eq!(told, "{\"forced\":true,\"name\":\"block0\"}\n");
+    assert!(!status().contains("block0"));
+    let told = stdout(&ask(&["add-disk", image]));
+    assert_eq!(told, "{\"name\":\"block0\",\"slot\":3}\n", "not where one was torn out");
+
+    assert_eq!(stdout(&ask(&["power-button"])), "{}\n");
+    assert_eq!(stdout(&ask(&["quit"])), "{}\n");
+    let end = wait_for("the end", || child.try_wait().unwrap());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(
+        (end.code(), said.as_str()),
+        (Some(0), "microvm: stopped over the control socket\n")
+    );
+    assert!(refused(&ask(&["status"]), 3).contains("No such file"), "the socket is gone");
 }
 
 /// User and system time of a process, in hundredths of a second.

@@ -43,7 +43,7 @@ fn image(path: &Path, len: u64) -> Result<(), String> {
 
 /// An empty qcow2 image, made by the guest kit's own few bytes: a header, one
 /// cluster of refcounts for itself, and no data.
-fn empty_qcow2(path: &Path, len: u64, backing: Option<&Path>) -> Result<(), String> {
+pub fn empty_qcow2(path: &Path, len: u64, backing: Option<&Path>) -> Result<(), String> {
     const CLUSTER: usize = 64 << 10;
     let entries = len.div_ceil((CLUSTER as u64 / 8) * CLUSTER as u64);
     let name = backing.map(|b| b.display().to_string()).unwrap_or_default();

@@ -11,6 +11,7 @@ use libtest_mimic::{Completion, Trial};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -28,6 +29,7 @@ pub fn tests() -> Vec<Trial> {
         trial("job::descriptors_that_are_closed_stay_closed", closed),
         trial("job::the_end_of_one_stream_is_the_end_of_the_other", ends),
         trial("job::changes_are_kept_in_an_overlay_and_nowhere_else", overlay),
+        trial("job::an_image_that_was_built_holds_what_it_was_built_from", built),
         trial("job::nothing_is_left_when_the_runner_is_killed", killed),
         trial("job::what_cannot_be_run_is_told", refused),
     ]
@@ -141,7 +143,8 @@ echo "limits"; ulimit -Sn; ulimit -Hn; ulimit -c; ulimit -s; ulimit -f; ulimit -
 echo "signals"; grep -E 'SigIgn|SigBlk' /proc/self/status
 echo "host"; hostname
 echo "streams"; test -t 0; echo $?; test -t 1; echo $?; test -p /dev/stdin; echo $?
-test -p /dev/stdout; echo $?; ls /proc/self/fd | wc -l; echo reopened >/dev/stderr
+test -p /dev/stdout; echo $?; ls /proc/self/fd | wc -l
+[ $(id -u) != 0 ] || echo reopened >/dev/stderr
 echo "children"; (exit 9); echo $?; sh -c 'kill -15 $$'; echo $?; /nonexistent; echo $?
 sleep 0.1 & wait $!; echo $?; true | false; echo $?
 exec 1>&3 3>&-
@@ -173,7 +176,7 @@ fn given(user: Option<u32>) -> Verdict {
         // SAFETY: the calls take numbers, and a struct that outlives them.
         unsafe {
             command.pre_exec(|| {
-                let limit = libc::rlimit { rlim_cur: 200, rlim_max: 300 };
+                let limit = libc::rlimit { rlim_cur: 200, rlim_max: 3000 };
                 libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
                 libc::umask(0o027);
                 libc::signal(libc::SIGUSR2, libc::SIG_IGN);
@@ -219,7 +222,8 @@ struct Job {
 
 impl Job {
     fn start(mut command: Command) -> Result<Self, String> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // A group of its own, as a shell gives it: else it could not be stopped.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|e| e.to_string())?;
         let output = Reader::new(child.stdout.take().ok_or("no pipe")?);
         Ok(Self { child, output })
@@ -332,8 +336,9 @@ fn terminal() -> Verdict {
 /// file.
 fn closed() -> Verdict {
     let kit = Kit::new()?;
-    let script = "for fd in 0 1 2; do if (eval \"exec 9>&$fd\") 2>/dev/null; then echo $fd open; \
-        else echo $fd closed; fi; done >\"$0\"; cat >>\"$0\" 2>/dev/null; echo status $? >>\"$0\"";
+    let script = "exec 8>\"$0\"; for fd in 0 1 2; do \
+        if (eval \"exec 9>&$fd\") 2>/dev/null; then echo $fd open >&8; \
+        else echo $fd closed >&8; fi; done; cat >&8 2>/dev/null; echo status $? >&8";
     let run = |mut command: Command, name: &str| -> Result<String, String> {
         let report = kit.path(name);
         command.arg(&report);
@@ -353,7 +358,9 @@ fn closed() -> Verdict {
     let mut native = Command::new("/bin/sh");
     native.args(["-c", script]);
     let native = run(native, "native")?;
-    let job = run(kit.run(&[], "host", &["/bin/sh", "-c", script]), "job")?;
+    let bind = kit.scratch.path().display().to_string();
+    let options = ["--bind", bind.as_str()];
+    let job = run(kit.run(&options, "host", &["/bin/sh", "-c", script]), "job")?;
     if native != job || !native.contains("0 closed\n1 closed\n2 open") {
         return Err(format!("natively:\n{native}\nas a job:\n{job}").into());
     }
@@ -366,7 +373,7 @@ fn ends() -> Verdict {
     let kit = Kit::new()?;
     let file = kit.path("lines");
     fs::write(&file, "1\n2\n3\n4\n")?;
-    let script = "dd bs=4 count=1 2>/dev/null; exec <&-; yes";
+    let script = "dd bs=4 count=1 2>/dev/null; exec <&-; exec yes";
     let mut native = Command::new("/bin/sh");
     native.args(["-c", script]);
     let mut all = Vec::new();
@@ -404,18 +411,34 @@ fn overlay() -> Verdict {
     let before = fs::read(kit::root())?;
     let bind = format!("{}:/opt/data:ro", data.display());
     let over = image.display().to_string();
-    let options = ["--contain", "--bind", &bind, "--overlay", &over, "--pwd", "/opt"];
-    let contained = "pwd; cat data/in; echo; echo x >data/out || echo read-only; ls /tmp | wc -l; \
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let port = server.local_addr()?.port();
+    thread::spawn(move || server.accept().map(|(mut client, _)| client.write_all(b"served\n")));
+    let network = "user,host-loopback=on";
+    let options =
+        ["--contain", "--bind", &bind, "--overlay", &over, "--pwd", "/opt", "--net", network];
+    let contained = "nc 10.0.2.2 $PORT </dev/null; head -1 /etc/resolv.conf; pwd; cat data/in; echo; echo x >data/out || echo read-only; ls /tmp | wc -l; \
         echo kept >/etc/kept && cat /etc/kept; echo y >/tmp/scratch && echo scratch";
-    let job = complete(kit.run(&options, kit::root(), &["sh", "-c", contained]), Vec::new())?;
+    let mut first = kit.run(&options, kit::root(), &["sh", "-c", contained]);
+    first.env("PORT", port.to_string());
+    let job = complete(first, Vec::new())?;
     let first = String::from_utf8_lossy(&job.stdout).into_owned();
-    if first != "/opt\ninput\nread-only\n0\nkept\nscratch\n" || job.status != 0 {
+    if first != "served\nnameserver 10.0.2.3\n/opt\ninput\nread-only\n0\nkept\nscratch\n"
+        || job.status != 0
+    {
         return Err(format!("{first}{}", job.stderr).into());
     }
-    let again = "cat /etc/kept; rm /etc/kept";
+    let again = "cat /etc/kept; cd /; mkdir -p .singularity.d/env; cd .singularity.d; \
+        echo 'export SET=by-the-image' >env/90-environment.sh; \
+        printf '#!/bin/sh\\necho $SET $# $1; exit 3\\n' >runscript; chmod +x runscript";
     let job = complete(kit.run(&options, kit::root(), &["sh", "-c", again]), Vec::new())?;
-    if job.stdout != b"kept\n" {
+    if job.stdout != b"kept\n" || job.status != 0 {
         return Err(format!("the second: {}", job.stderr).into());
+    }
+    // Now there is a program of the image's own.
+    let job = complete(kit.run(&options, kit::root(), &["one", "two words"]), Vec::new())?;
+    if job.stdout != b"by-the-image 2 one\n" || job.status != 3 << 8 {
+        return Err(format!("a runscript: {}", job.stderr).into());
     }
     // The image is as it was, and without an overlay can't be changed at all.
     let alone = "echo x >/etc/new; cat /etc/kept";
@@ -425,6 +448,70 @@ fn overlay() -> Verdict {
     }
     if fs::read(kit::root())? != before || fs::read_dir(&data)?.count() != 1 {
         return Err("the image or the directory has changed".into());
+    }
+    Ok(Completion::Completed)
+}
+
+/// Every kind of file there is, its owners, modes, names and content.
+const INVENTORY: &str = r#"
+find . | sort | while read -r name; do
+    stat -c '%n %a %u %g %Y %t:%T' "$name"
+    [ -d "$name" ] || stat -c '%F %h %s' "$name"
+done
+find . -type f | sort | xargs md5sum
+find . -type l | sort | xargs readlink
+"#;
+
+/// EROFS as we write it, mounted by Linux.
+fn built() -> Verdict {
+    let kit = Kit::new()?;
+    let (tree, image) = (kit.path("tree"), kit.path("app.img"));
+    for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "run", "root", "opt"] {
+        fs::create_dir_all(tree.join(name))?;
+    }
+    let busybox = tree.join("bin/busybox");
+    let request = format!("dump -p /bin/busybox {}", busybox.display());
+    let taken = Command::new("debugfs").arg("-R").arg(request).arg(kit::root()).output();
+    if !taken.is_ok_and(|output| output.status.success()) {
+        return Ok(Completion::ignored_with("debugfs is missing"));
+    }
+    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))?;
+    for name in ["sh", "find", "sort", "stat", "md5sum", "readlink", "xargs"] {
+        std::os::unix::fs::symlink("busybox", tree.join("bin").join(name))?;
+    }
+    let data = tree.join("opt/data");
+    let mut made = Command::new("sh");
+    made.arg("-c").arg(
+        r#"mkdir -p "$1/many" && cd "$1" && umask 027 && mknod null c 1 3 && mknod disk b 254 70000
+        mkfifo pipe; ln -s /nowhere/at/all link; head -c 300000 /dev/urandom >large
+        ln large many/hard; printf x >setuid; chown 12:70000 setuid; chmod 4751 setuid
+        touch -d @1000000000 setuid; truncate -s 9000000 sparse; printf end >>sparse
+        i=0; while [ $i -lt 400 ]; do head -c $((i * 37)) large >many/$i; i=$((i + 1)); done"#,
+    );
+    let status = made.arg("sh").arg(&data).status()?;
+    let status = if status.success() {
+        Command::new(&kit.microvm)
+            .arg("build")
+            .args([&tree, &image])
+            .stdout(Stdio::null())
+            .status()?
+    } else {
+        status
+    };
+    if !status.success() {
+        return Err(format!("making the image: {status}").into());
+    }
+    let mut native = Command::new(&busybox);
+    native.args(["sh", "-c", INVENTORY]).current_dir(&data).env("PATH", tree.join("bin"));
+    let native = complete(native, Vec::new())?;
+    let options = ["--contain", "--pwd", "/opt/data"];
+    let job = complete(kit.run(&options, &image, &["sh", "-c", INVENTORY]), Vec::new())?;
+    if job != native || native.stdout.len() < 20_000 {
+        let [job, native] = [job, native].map(|told| {
+            let (status, stderr) = (told.status, told.stderr);
+            format!("{status:#x} {stderr}\n{}", String::from_utf8_lossy(&told.stdout))
+        });
+        return Err(format!("in the image:\n{job}\nin the directory:\n{native}").into());
     }
     Ok(Completion::Completed)
 }
@@ -469,7 +556,6 @@ fn refused() -> Verdict {
         (kit.run(&[], &kit.kernel, &["true"]), 125, "no image that we know"),
         (kit.run(&["--kernel", "/nowhere"], &image, &["true"]), 125, "/nowhere: No such file"),
         (kit.run(&["--bind", "/nowhere"], &image, &["true"]), 125, "bind /nowhere"),
-        (kit.run(&["--memory", "48M"], &image, &["true"]), 0, ""),
     ] {
         let told = complete(command, Vec::new())?;
         let lines = told.stderr.lines().count();

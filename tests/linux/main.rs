@@ -20,6 +20,7 @@ mod metrics;
 mod modes;
 mod net;
 mod pci;
+mod plug;
 mod share;
 mod spectrum;
 mod streams;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         usernet::tests(),
         pci::tests(),
         modes::tests(),
+        plug::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),

@@ -4,7 +4,8 @@ use std::fmt;
 
 /// Exit statuses of the monitor, a contract with scripts and batch systems.
 pub mod status {
-    /// The guest powered off or rebooted, or the user left with `Ctrl-a x`.
+    /// The guest powered off or rebooted, or the user left with `Ctrl-a x` or over
+    /// the control socket.
     pub const OK: u8 = 0;
     /// The command line can't be read.
     pub const USAGE: u8 = 2;
@@ -44,6 +45,8 @@ pub enum Exit {
     },
     /// The user left the console.
     Quit,
+    /// The monitor was told to stop over its control socket.
+    Told,
     /// The monitor was told to stop by a signal.
     Signal(i32),
     /// The console's output could not be written.
@@ -59,7 +62,7 @@ impl Exit {
     /// The exit status for this end.
     pub fn status(&self) -> u8 {
         match self {
-            Self::PowerOff | Self::Reboot | Self::Quit => status::OK,
+            Self::PowerOff | Self::Reboot | Self::Quit | Self::Told => status::OK,
             Self::Panic => status::GUEST_PANIC,
             Self::Crash { .. } => status::GUEST_CRASH,
             Self::Signal(n) => status::SIGNAL_BASE.wrapping_add((*n & 0x7f) as u8),
@@ -81,6 +84,7 @@ impl fmt::Display for Exit {
                 write!(f, "guest crashed: vCPU {vcpu}: {reason}")
             }
             Self::Quit => write!(f, "left by Ctrl-a x"),
+            Self::Told => write!(f, "stopped over the control socket"),
             Self::Signal(n) => write!(f, "stopped by signal {n}"),
             Self::OutputLost { bytes, error } => {
                 write!(f, "console output lost: {bytes} bytes: {error}")

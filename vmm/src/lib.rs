@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod ending;
 pub mod events;
 pub mod exit;

@@ -5,7 +5,8 @@
 //! whenever a guest lets a vector go.
 
 use arch::layout::IOAPIC_PINS;
-use devices::pci::msix::Routes;
+use devices::bus::lock;
+use devices::pci::msix::{Msix, Routes};
 use devices::virtio::pci::Doorbells;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -13,11 +14,17 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Lines of each 8259.
 const PIC_LINES: u32 = 8;
+
+/// GSIs end here: KVM takes no longer table (`KVM_MAX_IRQ_ROUTES`), and the PIC's
+/// lines are in it, too.
+const END: u32 = 4096 - 2 * PIC_LINES;
 
 /// The messages of the whole machine.
 pub struct Messages {
@@ -25,6 +32,31 @@ pub struct Messages {
     wiring: Wiring,
     /// Address and data by GSI.
     routes: Mutex<BTreeMap<u32, (u64, u32)>>,
+    gsis: Mutex<Gsis>,
+}
+
+/// Which GSIs functions have, behind the IOAPIC's: ranges by their first.
+#[derive(Debug, Default)]
+struct Gsis(BTreeMap<u32, u32>);
+
+impl Gsis {
+    /// The first room for `count` of them.
+    fn take(&mut self, count: u32) -> Option<Range<u32>> {
+        let mut first = IOAPIC_PINS;
+        for (start, end) in &self.0 {
+            if start.checked_sub(first).is_some_and(|room| room >= count) {
+                break;
+            }
+            first = *end;
+        }
+        let end = first.checked_add(count).filter(|end| *end <= END)?;
+        self.0.insert(first, end);
+        Some(first..end)
+    }
+
+    fn give_back(&mut self, range: &Range<u32>) {
+        self.0.remove(&range.start);
+    }
 }
 
 impl std::fmt::Debug for Messages {
@@ -36,14 +68,52 @@ impl std::fmt::Debug for Messages {
 impl Messages {
     /// None yet.
     pub fn new(vm: Arc<VmFd>, wiring: Wiring) -> Arc<Self> {
-        Arc::new(Self { vm, wiring, routes: Mutex::default() })
+        Arc::new(Self { vm, wiring, routes: Mutex::default(), gsis: Mutex::default() })
+    }
+
+    /// GSIs for so many vectors, one after the other.
+    pub fn allocate(&self, vectors: usize) -> io::Result<Range<u32>> {
+        let gsis = u32::try_from(vectors).ok().and_then(|count| lock(&self.gsis).take(count));
+        gsis.ok_or_else(|| io::Error::other("all interrupts of the machine are taken"))
+    }
+
+    /// Ties a function's eventfds to its GSIs.
+    pub fn connect(&self, msix: &Msix, gsis: &Range<u32>) -> io::Result<()> {
+        let mut pairs = msix.lines().zip(gsis.clone());
+        let tied = pairs.try_for_each(|(line, gsi)| self.vm.register_irqfd(line.eventfd(), gsi));
+        tied.map_err(|e| io::Error::from_raw_os_error(e.errno()))
+    }
+
+    /// Unties them and takes the GSIs back.
+    pub fn release(&self, msix: &Msix, gsis: &Range<u32>) {
+        for (line, gsi) in msix.lines().zip(gsis.clone()) {
+            // One that could not be tied can't be untied.
+            let _ = self.vm.unregister_irqfd(line.eventfd(), gsi);
+        }
+        let mut routes = lock(&self.routes);
+        let before = routes.len();
+        routes.retain(|gsi, _| !gsis.contains(gsi));
+        if routes.len() != before {
+            self.write(&routes);
+        }
+        drop(routes);
+        self.forget(gsis);
+    }
+
+    /// Takes GSIs back that nothing was ever tied to.
+    pub fn forget(&self, gsis: &Range<u32>) {
+        lock(&self.gsis).give_back(gsis);
     }
 
     fn set(&self, gsi: u32, message: (u64, u32)) {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        if routes.insert(gsi, message) == Some(message) {
-            return;
+        let mut routes = lock(&self.routes);
+        if routes.insert(gsi, message) != Some(message) {
+            self.write(&routes);
         }
+    }
+
+    /// Gives KVM the whole table.
+    fn write(&self, routes: &BTreeMap<u32, (u64, u32)>) {
         let mut entries = irqchip_routes(self.wiring);
         entries.extend(routes.iter().map(|(gsi, message)| message_route(*gsi, *message)));
         let table = KvmIrqRouting::from_entries(&entries);
@@ -124,6 +194,42 @@ impl Doorbells for IoEvents {
             if let Err(e) = self.0.register_ioevent(doorbell.as_ref(), &new, NoDatamatch) {
                 log::warn!("KVM_IOEVENTFD: {e}: doorbells at {to:#x} are slow");
             }
+        }
+    }
+
+    fn removed(&self, doorbells: &[Arc<EventFd>], step: u64, from: u64) {
+        for (doorbell, at) in doorbells.iter().zip((0u64..).map(|i| i * step)) {
+            // One that could not be tied can't be untied.
+            let old = IoEventAddress::Mmio(from + at);
+            let _ = self.0.unregister_ioevent(doorbell, &old, NoDatamatch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn gsis_are_never_given_twice_and_come_back(
+            steps in prop::collection::vec((0usize..8, 1u32..400), 0..80)
+        ) {
+            let mut gsis = Gsis::default();
+            let mut held: Vec<Range<u32>> = Vec::new();
+            for (which, count) in steps {
+                if which < held.len() {
+                    gsis.give_back(&held.swap_remove(which));
+                } else if let Some(new) = gsis.take(count) {
+                    prop_assert!(new.start >= IOAPIC_PINS && new.end <= END);
+                    prop_assert_eq!(new.len(), count as usize);
+                    prop_assert!(held.iter().all(|h| h.end <= new.start || new.end <= h.start));
+                    held.push(new);
+                }
+            }
+            held.iter().for_each(|range| gsis.give_back(range));
+            prop_assert_eq!(gsis.take(END - IOAPIC_PINS), Some(IOAPIC_PINS..END));
         }
     }
 }

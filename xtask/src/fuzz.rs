@@ -15,8 +15,8 @@ use std::process::Command;
 
 /// All targets.
 const TARGETS: &[&str] = &[
-    "queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "agent", "image", "ide",
-    "rtl8139", "ne2k", "legacy",
+    "queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "agent", "image", "control",
+    "ide", "rtl8139", "ne2k", "legacy",
 ];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;

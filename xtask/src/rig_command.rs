@@ -49,6 +49,9 @@ pub struct RigArguments {
     /// Report exits by cause (which itself takes time), besides --marker
     #[arg(long)]
     exits: bool,
+    /// Report exits by what was last written to port 0x80, from the first write on
+    #[arg(long, conflicts_with = "exits")]
+    phases: bool,
     /// Use the rig even where this host's own KVM could do it
     #[arg(long)]
     always: bool,
@@ -61,10 +64,11 @@ impl RigArguments {
     /// Runs it; returns the exit status.
     pub fn run(self) -> Result<u8> {
         let emulated = self.vtx || self.count || self.npt == 0 || self.always;
-        let trace = match (self.exits, self.marker) {
-            (true, _) => Trace::Exits,
-            (false, true) => Trace::Marker,
-            (false, false) => Trace::Nothing,
+        let trace = match (self.exits, self.phases, self.marker) {
+            (true, ..) => Trace::Exits,
+            (false, true, _) => Trace::Phases,
+            (false, false, true) => Trace::Marker,
+            (false, false, false) => Trace::Nothing,
         };
         let emulated = emulated || trace != Trace::Nothing;
         let mut emulation = if self.vtx { Emulation::Vtx } else { Emulation::Svm };

@@ -36,6 +36,13 @@ fn framed(frame: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_passt_without_a_version_is_not_relied_on() {
+    assert!(!tells_version(b"passt unknown version\nCopyright Red Hat\n"));
+    assert!(tells_version(b"passt 0.0~git20250503.587980c-2\nCopyright Red Hat\n"));
+    assert!(!tells_version(b""), "a program that says nothing is none");
+}
+
+#[test]
 fn frames_travel_behind_their_length() {
     let (mut passt, mut far) = pair();
     for len in [1, 60, 9000, MAX_FRAME] {

@@ -23,6 +23,8 @@ const RESERVED: u64 = 256;
 const MAX_OPEN: u64 = 1 << 20;
 /// File systems of a share that are remembered.
 const MAX_SYSTEMS: usize = 256;
+/// The number of the top directory of `proc(5)`.
+const PROC_ROOT_INO: u64 = 1;
 /// What is said of a node that the guest does not hold.
 const STALE: Errno = Errno::STALE;
 
@@ -156,7 +158,8 @@ impl Share {
     /// Gives the guest a node for `file`.
     pub fn hold(&mut self, file: OwnedFd) -> Result<(u64, Stat), Errno> {
         let stat = statat(&file, "", AtFlags::EMPTY_PATH)?;
-        if !self.may_see(stat.st_dev, &file)? {
+        // A place to mount on remains.
+        if !self.may_see(stat.st_dev, &file)? && stat.st_ino != PROC_ROOT_INO {
             return Err(Errno::ACCESS);
         }
         let key = (stat.st_dev, stat.st_ino);
@@ -272,7 +275,10 @@ mod tests {
     #[test]
     fn the_hosts_processes_are_not_shared() {
         let mut share = Share::open("root", Path::new("/"), true).unwrap();
-        assert_eq!(share.lookup(ROOT, b"proc").unwrap_err(), Errno::ACCESS);
+        let (proc, _) = share.lookup(ROOT, b"proc").unwrap();
+        for name in [&b"self"[..], b"1", b"sys", b"version"] {
+            assert_eq!(share.lookup(proc, name).unwrap_err(), Errno::ACCESS);
+        }
         assert!(share.lookup(ROOT, b"tmp").is_ok());
     }
 }

@@ -14,6 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 const TUN_DEVICE: &str = "/dev/net/tun";
 /// `linux/if_tun.h`.
 const TUNSETIFF: c_ulong = 0x4004_54ca;
+const TUNGETIFF: c_ulong = 0x8004_54d2;
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: c_ulong = 0x4004_54d9;
@@ -208,12 +209,34 @@ impl Tap {
             Some(libc::EINVAL) => TapError::Kind { tap: name() },
             _ => TapError::Io { tap: name(), what: "TUNSETIFF", source },
         })?;
-        let io = |what| move |source| TapError::Io { tap: name(), what, source };
+        Self::prepare(tap, file, true, mtu(tap))
+    }
+
+    /// Takes a queue of an interface that somebody else has opened, and its MTU:
+    /// both can only be had with rights that the caller may lack. `tap` is for
+    /// messages.
+    pub fn adopt(tap: &str, file: File, mtu: Option<u16>) -> Result<Self, TapError> {
+        let io = |what| move |source| TapError::Io { tap: tap.to_owned(), what, source };
+        let flags = flags_of(&file).map_err(|_| TapError::Kind { tap: tap.to_owned() })?;
+        let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & wanted != wanted {
+            return Err(TapError::Kind { tap: tap.to_owned() });
+        }
+        let nonblocking = libc::O_NONBLOCK;
+        // SAFETY: F_SETFL takes its argument by value.
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, nonblocking) })
+            .map_err(io("O_NONBLOCK"))?;
+        Self::prepare(tap, file, flags & IFF_DETACH_QUEUE == 0, mtu)
+    }
+
+    /// The header in front of frames, and no offloads until a driver wants them.
+    fn prepare(tap: &str, file: File, attached: bool, mtu: Option<u16>) -> Result<Self, TapError> {
+        let io = |what| move |source| TapError::Io { tap: tap.to_owned(), what, source };
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &HEADER) })
             .map_err(io("TUNSETVNETHDRSZ"))?;
-        let (segments_udp, attached, mtu) = (false, true, mtu(tap));
-        let mut opened = Self { name: name(), file, segments_udp, attached, mtu };
+        let (name, segments_udp) = (tap.to_owned(), false);
+        let mut opened = Self { name, file, segments_udp, attached, mtu };
         // USO came with Linux 6.2; asking is the only way to know.
         opened.segments_udp = opened.offload(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).is_ok();
         opened.offload(0).map_err(io("TUNSETOFFLOAD"))?;
@@ -270,6 +293,22 @@ fn set_flags(file: &File, tap: &str, what: c_ulong, flags: c_int) -> io::Result<
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF and TUNSETQUEUE read, and may write, one ifreq.
     check(unsafe { libc::ioctl(file.as_raw_fd(), what, &mut request) })
+}
+
+/// What kind of interface an open file is tied to.
+fn flags_of(file: &File) -> io::Result<c_int> {
+    let mut request = interface_request("");
+    // SAFETY: TUNGETIFF writes one ifreq.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &mut request) })?;
+    // SAFETY: TUNGETIFF has filled in the flags.
+    Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
+}
+
+/// The file, for whoever hands it on to another process.
+impl From<Tap> for File {
+    fn from(tap: Tap) -> Self {
+        tap.file
+    }
 }
 
 /// An ifreq for the interface `name`, which [`is_name`] has accepted.

@@ -1,6 +1,7 @@
 //! Power management of a hardware-reduced ACPI machine (ACPI 6.5): sleep control
-//! and status (4.8.3.7), the reset register (4.8.3.6), and the power button as
-//! an event of the Generic Event Device (5.6.9). One byte each:
+//! and status (4.8.3.7), the reset register (4.8.3.6), and the events of the
+//! Generic Event Device (5.6.9): the power button, and PCI slots of which
+//! something is to be told ([`crate::pci::hotplug`]). One byte each:
 //!
 //! | port | register | |
 //! | --- | --- | --- |
@@ -20,6 +21,7 @@
 //!     Method (_EVT, 1, Serialized) {
 //!         Local0 = EVTS
 //!         If (Local0 & 1) { Notify (PWRB, 0x80) }
+//!         If (Local0 & 2) { \_SB.PCI0.PCNT () }
 //!     }
 //! }
 //! Device (PWRB) { Name (_HID, "PNP0C0C") }
@@ -81,6 +83,8 @@ impl BusDevice for PowerManagement {
 
 /// Event: the power button was pressed.
 const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// Event: PCI slots have something to tell.
+const EVENT_PCI_SLOTS: u8 = 1 << 1;
 
 const VERSION: u32 = 1;
 
@@ -89,7 +93,7 @@ struct State {
     events: u8,
 }
 
-/// The machine's power button, at [`GED_EVENTS`].
+/// The machine's power button and its other events, at [`GED_EVENTS`].
 pub struct PowerButton {
     irq: IrqLine,
     events: u8,
@@ -104,6 +108,12 @@ impl PowerButton {
     /// Asks the guest to shut down. It may take its time, or not listen.
     pub fn press(&mut self) {
         self.events |= EVENT_POWER_BUTTON;
+        self.irq.raise();
+    }
+
+    /// Tells the guest to look at its PCI slots.
+    pub fn slots_changed(&mut self) {
+        self.events |= EVENT_PCI_SLOTS;
         self.irq.raise();
     }
 
@@ -176,6 +186,17 @@ mod tests {
             button.read(0, &mut b);
             assert_eq!(b, [expected]);
         }
+    }
+
+    #[test]
+    fn events_of_several_kinds_are_read_together() {
+        let (mut button, irq) = button();
+        button.slots_changed();
+        button.press();
+        assert_eq!(irq.eventfd().read().unwrap(), 2);
+        let mut b = [0xff];
+        button.read(0, &mut b);
+        assert_eq!(b, [EVENT_POWER_BUTTON | EVENT_PCI_SLOTS]);
     }
 
     #[test]

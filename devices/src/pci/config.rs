@@ -188,15 +188,16 @@ impl ConfigSpace {
         }
     }
 
-    /// Where BAR 0 is decoded, if memory space is enabled.
+    /// Where BAR 0 is decoded, if memory space is enabled and it has a place.
     pub fn bar0(&self) -> Option<u64> {
         self.memory_bar(0)
     }
 
-    /// Where the memory BAR `index` is decoded, if memory space is enabled.
+    /// Where the memory BAR `index` is decoded, if memory space is enabled and it
+    /// has a place.
     pub fn memory_bar(&self, index: usize) -> Option<u64> {
-        let on = self.bytes[COMMAND] & MEMORY_SPACE != 0;
-        on.then(|| u64::from(self.bar(index) & !0xf))
+        let base = u64::from(self.bar(index) & !0xf);
+        (self.bytes[COMMAND] & MEMORY_SPACE != 0 && base != 0).then_some(base)
     }
 
     /// Where the I/O BAR `index` is decoded, if I/O space is enabled.

@@ -7,9 +7,12 @@
 //!  memory window ──────► Window ──────┘   (whoever decodes the address now)
 //! ```
 //!
-//! Interrupts are messages only ([`msix`]): no function has an INTx pin.
+//! Functions come and go by ACPI ([`hotplug`]).
+//! virtio's functions interrupt by messages only ([`msix`]); cards of real machines
+//! have interrupt pins ([`intx`]).
 
 pub mod config;
+pub mod hotplug;
 pub mod intx;
 pub mod msix;
 pub mod root;

@@ -1,8 +1,11 @@
 //! The root bus: who answers at an address.
+//!
+//! Functions may come and go while the machine runs. Whoever reaches one keeps
+//! it alive for the length of an access, and holds no lock of the bus meanwhile.
 
 use super::config::{ConfigSpace, Identity};
 use crate::bus::{BusDevice, lock};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// First port of configuration mechanism #1, of eight.
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -45,9 +48,9 @@ pub type SharedFunction = Arc<Mutex<dyn Function>>;
 /// The most devices on a bus.
 pub const MAX_DEVICES: usize = 32;
 
-/// Bus 0: device NN is the function at index NN, and device 0 the host bridge.
+/// Bus 0: device NN is the function in slot NN, and device 0 the host bridge.
 pub struct Root {
-    functions: Vec<SharedFunction>,
+    slots: RwLock<[Option<SharedFunction>; MAX_DEVICES]>,
 }
 
 impl Root {
@@ -58,35 +61,68 @@ impl Root {
 
     /// The same behind a host bridge of one's own.
     pub fn behind(bridge: SharedFunction, functions: Vec<SharedFunction>) -> Arc<Self> {
-        let all = std::iter::once(bridge).chain(functions).take(MAX_DEVICES);
-        Arc::new(Self { functions: all.collect() })
+        let mut all = std::iter::once(bridge).chain(functions);
+        Arc::new(Self { slots: RwLock::new(std::array::from_fn(|_| all.next())) })
+    }
+
+    /// Puts a function into a slot; whether the slot exists and was empty.
+    pub fn insert(&self, slot: usize, function: SharedFunction) -> bool {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        match slots.get_mut(slot) {
+            Some(place @ None) => {
+                *place = Some(function);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the function out of a slot, but for the host bridge: from now on
+    /// the guest finds nothing there.
+    pub fn remove(&self, slot: usize) -> Option<SharedFunction> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.get_mut(slot).filter(|_| slot != 0)?.take()
+    }
+
+    /// The first slot without a function, but for those that have a bit in
+    /// `except`.
+    pub fn free_slot(&self, except: u32) -> Option<usize> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let free = slots.iter().enumerate().filter(|(_, function)| function.is_none());
+        free.map(|(slot, _)| slot).find(|slot| except >> slot & 1 == 0)
     }
 
     /// Function, offset: only bus 0 exists.
     fn select(&self, address: u32) -> Option<(SharedFunction, usize)> {
         let (bus, devfn) = (address >> 16 & 0xff, address >> 8 & 0xff);
-        let there = address & ENABLE != 0 && bus == 0;
-        let device = self.functions.get(devfn as usize >> 3).filter(|_| there)?;
+        if address & ENABLE == 0 || bus != 0 {
+            return None;
+        }
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let device = slots.get(devfn as usize >> 3)?.clone()?;
+        drop(slots);
         let function = match devfn as u8 & 7 {
-            0 => device.clone(),
-            number => lock(device).sibling(number)?,
+            0 => device,
+            number => lock(&device).sibling(number)?,
         };
         Some((function, address as usize & 0xfc))
     }
 
-    fn io_decoder(&self, port: u16, size: u16) -> Option<(&SharedFunction, u16)> {
-        self.functions.iter().find_map(|function| {
+    fn io_decoder(&self, port: u16, size: u16) -> Option<(SharedFunction, u16)> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().flatten().find_map(|function| {
             let (base, len) = lock(function).io_bar()?;
             let offset = port.checked_sub(base)?;
-            (offset.checked_add(size)? <= len).then_some((function, offset))
+            (offset.checked_add(size)? <= len).then(|| (function.clone(), offset))
         })
     }
 
-    fn decoder(&self, address: u64, size: u64) -> Option<(&SharedFunction, u64)> {
-        self.functions.iter().find_map(|function| {
+    fn decoder(&self, address: u64, size: u64) -> Option<(SharedFunction, u64)> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().flatten().find_map(|function| {
             let (base, len) = lock(function).bar()?;
             let offset = address.checked_sub(base)?;
-            (offset.checked_add(size)? <= len).then_some((function, offset))
+            (offset.checked_add(size)? <= len).then(|| (function.clone(), offset))
         })
     }
 }
@@ -172,13 +208,13 @@ impl Window {
 impl BusDevice for Window {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
-            lock(function).read_bar(at, data);
+            lock(&function).read_bar(at, data);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some((function, at)) = self.root.decoder(self.base + offset, data.len() as u64) {
-            lock(function).write_bar(at, data);
+            lock(&function).write_bar(at, data);
         }
     }
 }
@@ -195,7 +231,7 @@ impl PortWindow {
         Self { root, base }
     }
 
-    fn decoder(&self, offset: u64, len: usize) -> Option<(&SharedFunction, u16)> {
+    fn decoder(&self, offset: u64, len: usize) -> Option<(SharedFunction, u16)> {
         let port = u16::try_from(u64::from(self.base) + offset).ok()?;
         self.root.io_decoder(port, len as u16)
     }
@@ -204,13 +240,13 @@ impl PortWindow {
 impl BusDevice for PortWindow {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some((function, at)) = self.decoder(offset, data.len()) {
-            lock(function).read_io(at, data);
+            lock(&function).read_io(at, data);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some((function, at)) = self.decoder(offset, data.len()) {
-            lock(function).write_io(at, data);
+            lock(&function).write_io(at, data);
         }
     }
 }

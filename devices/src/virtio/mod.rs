@@ -41,6 +41,7 @@ use crate::irq::IrqLine;
 use crate::pci::msix::Msix;
 use crate::state::{Saved, StateError};
 use queue::{QueueError, Vq};
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -389,6 +390,16 @@ pub trait VirtioDevice: Send {
     /// [`VirtioDevice::save`] is.
     fn settle(&mut self) -> Result<(), DeviceError> {
         Ok(())
+    }
+    /// The device has been reset and leaves the machine: what its driver wrote is
+    /// made durable, and what it is on is given back to others.
+    fn leave(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Makes what is behind the device `len` bytes long, or as long as it has
+    /// become by itself, and tells the driver. Returns the length.
+    fn resize(&mut self, _len: Option<u64>) -> io::Result<u64> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "only a disk has a size"))
     }
     /// What the device has done since the machine started, by name, in the
     /// order in which it is shown. Names are lower case with `_`, and say their

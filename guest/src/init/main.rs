@@ -12,6 +12,7 @@
 //! The host ends the machine when it has all that it wants to know; if it does
 //! not, init does. Whatever can't be done is said to the host in one line.
 
+mod image;
 mod network;
 mod process;
 mod root;

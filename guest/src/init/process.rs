@@ -1,5 +1,6 @@
 //! The job's process: who it is, what it runs, and how it ends.
 
+use crate::image;
 use crate::streams::Stdio;
 use crate::system::{About, Fault, c_string, check, pipe};
 use guest::protocol::{Failure, How, Spec, Usage};
@@ -11,6 +12,7 @@ use std::ptr;
 
 /// Where programs are looked for when the job has no `PATH` (`confstr(3)`).
 const PATH: &[u8] = b"/bin:/usr/bin";
+const NO_PROGRAM: &str = "no program: the image has none of its own: name one behind it";
 /// The last signal there is.
 const LAST_SIGNAL: libc::c_int = 64;
 
@@ -51,7 +53,8 @@ enum Step {
 
 /// Starts the job; its descriptors are closed here.
 pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
-    let name = spec.arguments.first().ok_or_else(|| Fault("no program".to_owned()))?;
+    let words = image::command(spec);
+    let name = words.first().ok_or_else(|| Fault(NO_PROGRAM.to_owned()))?;
     let strings = |words: &[Vec<u8>]| -> io::Result<Vec<CString>> {
         words.iter().map(|word| c_string(word)).collect()
     };
@@ -60,7 +63,7 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
         stdio: stdio.each_ref().map(|fd| fd.as_ref().map_or(-1, OwnedFd::as_raw_fd)),
         terminal: spec.streams.terminal.is_some(),
         programs: strings(&places(name, &spec.environment)).about("program")?,
-        arguments: strings(&spec.arguments).about("arguments")?,
+        arguments: strings(&words).about("arguments")?,
         environment: strings(&spec.environment).about("environment")?,
         directory: c_string(&spec.directory).about("working directory")?,
     };
@@ -87,14 +90,14 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
             // SAFETY: the child has ended or is about to.
             unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
             let [step, errno @ ..] = message;
-            Err(explain(spec, step, &io::Error::from_raw_os_error(i32::from_le_bytes(errno))))
+            Err(explain(spec, name, step, &io::Error::from_raw_os_error(i32::from_le_bytes(errno))))
         }
     }
 }
 
-fn explain(spec: &Spec, step: u8, error: &io::Error) -> NoJob {
+fn explain(spec: &Spec, program: &[u8], step: u8, error: &io::Error) -> NoJob {
     let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let program = spec.arguments.first().map(|word| name(word)).unwrap_or_default();
+    let program = name(program);
     let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
     let (kind, what) = match step {
         s if s == Step::Execute as u8 && missing => (Failure::NotFound, program),

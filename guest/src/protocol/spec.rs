@@ -21,6 +21,9 @@ pub struct Spec {
     pub identity: Identity,
     /// The program and its arguments.
     pub arguments: Vec<Vec<u8>>,
+    /// Whether those are arguments of the image's own program, if it has one as
+    /// Singularity's images do.
+    pub runscript: bool,
     /// `NAME=value`.
     pub environment: Vec<Vec<u8>>,
     /// The working directory.
@@ -184,6 +187,7 @@ impl Spec {
         });
         self.identity.write(to);
         to.list(&self.arguments, |to, word| to.bytes(word));
+        to.bool(self.runscript);
         to.list(&self.environment, |to, word| to.bytes(word));
         to.bytes(&self.directory);
         to.bool(self.directory_required);
@@ -211,6 +215,7 @@ impl Spec {
             })?,
             identity: Identity::read(from)?,
             arguments: from.list(Reader::bytes)?,
+            runscript: from.bool()?,
             environment: from.list(Reader::bytes)?,
             directory: from.bytes()?,
             directory_required: from.bool()?,

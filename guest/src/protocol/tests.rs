@@ -63,9 +63,10 @@ fn spec() -> impl Strategy<Value = Spec> {
         word(),
         any::<Option<([u8; 4], u8, [u8; 4])>>(),
     );
-    let process = (identity(), words(), words(), word(), any::<bool>(), streams());
+    let process = (identity(), words(), words(), word(), any::<[bool; 2]>(), streams());
     (places, process).prop_map(|((root, shares, files, scratch, hostname, network), process)| {
-        let (identity, arguments, environment, directory, directory_required, streams) = process;
+        let (identity, arguments, environment, directory, flags, streams) = process;
+        let [directory_required, runscript] = flags;
         Spec {
             root,
             shares: shares
@@ -81,6 +82,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             network: network.map(|(address, prefix, gateway)| Network { address, prefix, gateway }),
             identity,
             arguments,
+            runscript,
             environment,
             directory,
             directory_required,

@@ -116,6 +116,9 @@ impl Blobs {
             if files.len() + links.len() >= 100_000 {
                 return Err(Error::malformed(object(), "has more than 100000 files"));
             }
+            if entry.path.len() > limits::PATH || entry.link.len() > limits::PATH {
+                return Err(Error::malformed(object(), "has a name of more than 4096 bytes"));
+            }
             let name = normal(&entry.path);
             match entry.kind {
                 EntryKind::File => {

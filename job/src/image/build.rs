@@ -7,7 +7,8 @@
 //!
 //! Until the end the file has no name: whoever interrupts a build, with a
 //! `SIGKILL` too, leaves nothing behind. Where the host's file system can't do
-//! that (NFS), it has a hidden name beside the final one.
+//! that (NFS), it is `.NAME.partial` beside the final one; what an interrupted
+//! build left there, the next one takes over.
 
 use super::built;
 use super::config::Description;
@@ -19,7 +20,9 @@ use super::progress::Progress;
 use super::reference::Reference;
 use super::source::{Unpacked, unpack};
 use super::tree::NodeId;
-use std::fs::{self, File};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -134,9 +137,19 @@ impl Made {
             }
             Err(error) => return Err(Error::host(directory)(error)),
         }
-        let hidden = hidden_name(output);
-        let file = options.custom_flags(0).create_new(true).open(&hidden);
-        let file = file.map_err(Error::host(&hidden))?;
+        Self::create_hidden(output, &mut options)
+    }
+
+    fn create_hidden(output: &Path, options: &mut OpenOptions) -> Result<Self> {
+        let hidden = hidden_name(output, "partial");
+        let host = |error: io::Error| Error::host(&hidden)(error);
+        let file = options.custom_flags(libc::O_NOFOLLOW).create(true).open(&hidden);
+        let file = file.map_err(host)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => Error::unsupported(output.display(), "is being built by another"),
+            error => host(error.into()),
+        })?;
+        file.set_len(0).map_err(host)?;
         Ok(Self { file, hidden: Some(hidden) })
     }
 
@@ -147,7 +160,7 @@ impl Made {
         let hidden = match self.hidden.take() {
             Some(hidden) => hidden,
             None => {
-                let hidden = hidden_name(output);
+                let hidden = hidden_name(output, &std::process::id().to_string());
                 let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 let (here, follow) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_FOLLOW);
                 rustix::fs::linkat(here, &*own, here, &hidden, follow)
@@ -170,10 +183,35 @@ impl Drop for Made {
     }
 }
 
-/// `.app.img.1234`, beside the file.
-fn hidden_name(output: &Path) -> PathBuf {
+/// `.app.img.END`, beside the file.
+fn hidden_name(output: &Path, end: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(output.file_name().unwrap_or_default());
-    name.push(format!(".{}", std::process::id()));
+    name.push(format!(".{end}"));
     output.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hidden(output: &Path) -> Result<Made> {
+        Made::create_hidden(output, File::options().read(true).write(true))
+    }
+
+    #[test]
+    fn a_hidden_name_is_for_one_build_at_a_time_and_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("app.img");
+        let partial = directory.path().join(".app.img.partial");
+        fs::write(&partial, "what was left").unwrap();
+        let made = hidden(&output).unwrap();
+        assert_eq!(fs::metadata(&partial).unwrap().len(), 0);
+        let said = hidden(&output).map(|_| ()).unwrap_err().to_string();
+        assert!(said.ends_with("app.img: is being built by another"), "{said}");
+        made.finish(&output).unwrap();
+        assert!(output.exists() && !partial.exists());
+        drop(hidden(&output).unwrap());
+        assert!(!partial.exists(), "one that failed leaves nothing");
+    }
 }

@@ -5,6 +5,8 @@
 pub const ENTRIES: u64 = 2_000_000;
 /// Bytes of all its files.
 pub const CONTENT: u64 = 1 << 40;
+/// Bytes of names, links and attributes, all of which are in memory.
+pub const METADATA: u64 = 512 << 20;
 /// Bytes of a path, as Linux has it.
 pub const PATH: usize = 4096;
 /// Bytes of a name, as Linux has it.

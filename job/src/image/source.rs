@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::identity;
 use super::layer::{Layer, finish};
 use super::oci::{self, Image};
-use super::probe::{Kind, open, probe};
+use super::probe::{Kind, probe};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::stream::{Section, Stream};
@@ -183,7 +183,10 @@ fn apply(
     let stream = Stream::new(section, compression, place.digest).map_err(damaged)?;
     // What isn't compressed stays where it is.
     let file = match stream.is_plain() {
-        true => Some(contents.add_file(&blob.path, open(&blob.path)?)),
+        true => {
+            let file = blob.file.try_clone().map_err(Error::host(&blob.path))?;
+            Some(contents.add_file(&blob.path, file))
+        }
         false => None,
     };
     let Place { object, number, whiteouts, .. } = place;

@@ -76,6 +76,8 @@ pub struct Node {
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
+    /// Bytes of names, links and attributes that were ever put here.
+    bytes: u64,
 }
 
 /// Why something has no place in the tree.
@@ -108,11 +110,14 @@ pub enum TreeError {
     /// More than an image may have.
     #[error("is one of more than 2000000 files")]
     TooMany,
+    /// More than may be in memory.
+    #[error("brings names and attributes to more than 512 MiB")]
+    TooMuch,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { nodes: vec![directory()] }
+        Self { nodes: vec![directory()], bytes: 0 }
     }
 }
 
@@ -162,12 +167,20 @@ impl Tree {
         if self.nodes.len() as u64 >= limits::ENTRIES {
             return Err(TreeError::TooMany);
         }
+        self.count(size(&node))?;
         self.nodes.push(node);
         Ok((self.nodes.len() - 1) as NodeId)
     }
 
+    /// Counts what takes memory, so that an image can't take all.
+    fn count(&mut self, bytes: usize) -> Result<(), TreeError> {
+        self.bytes += bytes as u64;
+        if self.bytes > limits::METADATA { Err(TreeError::TooMuch) } else { Ok(()) }
+    }
+
     /// Gives an inode a name in a directory, in place of what had it.
     pub fn link(&mut self, parent: NodeId, name: &[u8], child: Child) -> Result<(), TreeError> {
+        self.count(name.len())?;
         let children = self.children_mut(parent).ok_or(TreeError::NotDirectory)?;
         children.insert(name.into(), child);
         Ok(())
@@ -182,6 +195,7 @@ impl Tree {
             // The root itself: it has to stay a directory.
             return match node.kind {
                 Kind::Directory(_) => {
+                    self.count(size(&node))?;
                     self.node_mut(ROOT).meta = node.meta;
                     Ok(ROOT)
                 }
@@ -193,6 +207,7 @@ impl Tree {
             && let Some(old) = self.child(parent, name)
             && let Kind::Directory(_) = self.node(old.node).kind
         {
+            self.count(size(&node))?;
             self.node_mut(old.node).meta = node.meta;
             self.link(parent, name, Child { layer, ..old })?;
             return Ok(old.node);
@@ -371,6 +386,13 @@ struct Found<'p> {
 pub fn directory() -> Node {
     let meta = Meta { mode: 0o755, ..Meta::default() };
     Node { meta, kind: Kind::Directory(BTreeMap::new()) }
+}
+
+/// Bytes of an inode that are not of the same number for all.
+fn size(node: &Node) -> usize {
+    let link = if let Kind::Symlink(target) = &node.kind { target.len() } else { 0 };
+    let xattrs = node.meta.xattrs.iter().map(|(name, value)| name.len() + value.len());
+    link + xattrs.sum::<usize>()
 }
 
 /// The names of a path, and the last one apart; the root has none.

@@ -126,16 +126,19 @@ impl Relay {
     }
 
     /// Waits until all that came of the guest is written. The machine has ended, and
-    /// with it the guest's ends of the sockets.
+    /// with it the guest's ends of the sockets. A runner that was told to end does
+    /// not wait for readers of its output.
     pub fn finish(self) -> Finished {
+        // A thread that panics ends this process.
+        let _ = self.control.join();
         let mut lost = None;
-        for (stream, thread) in self.outputs {
-            // A thread that panics ends this process.
-            if let Ok(Err(source)) = thread.join() {
-                lost.get_or_insert(Error::Output { stream, source });
+        if !matches!(&*self.shared.lock(), Some(Report::Killed(_))) {
+            for (stream, thread) in self.outputs {
+                if let Ok(Err(source)) = thread.join() {
+                    lost.get_or_insert(Error::Output { stream, source });
+                }
             }
         }
-        let _ = self.control.join();
         Finished { report: self.shared.lock().take(), lost }
     }
 }

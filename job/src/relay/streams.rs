@@ -27,8 +27,12 @@ fn borrowed(fd: RawFd) -> ManuallyDrop<File> {
 }
 
 /// Puts `/dev/null` in a descriptor's place, so that whoever is at its other end
-/// sees it closed.
+/// sees it closed. A file has no other end, but a position, which is looked at
+/// later.
 fn close(fd: RawFd, null: &File) {
+    if borrowed(fd).metadata().is_ok_and(|meta| meta.is_file()) {
+        return;
+    }
     // SAFETY: dup2 takes numbers. It can only fail where it changes nothing.
     unsafe { libc::dup2(null.as_raw_fd(), fd) };
 }

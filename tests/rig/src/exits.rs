@@ -28,7 +28,13 @@ pub struct Report {
     pub markers: Vec<(u64, u64)>,
     /// For each of [`EVENTS`] seen: how often, by key.
     pub events: BTreeMap<String, BTreeMap<u64, u64>>,
+    /// For each value written to [`MARKER_PORT`]: what happened until the next
+    /// one, by event and then by cause, in words.
+    pub phases: BTreeMap<u64, Counts>,
 }
+
+/// Counts by event and cause.
+pub type Counts = BTreeMap<String, BTreeMap<String, u64>>;
 
 impl Report {
     /// Reads the text that the rig's init sends.
@@ -41,9 +47,14 @@ impl Report {
             match name {
                 "clock" => report.clock = value,
                 "marker" => {
-                    let written = key.strip_prefix("0x")?;
-                    let written = u64::from_str_radix(written, 16).ok()?;
-                    report.markers.push((written, value));
+                    report.markers.push((hexadecimal(key)?, value));
+                }
+                "phase" => {
+                    let mut parts = key.split('/');
+                    let (phase, event, cause) = (parts.next()?, parts.next()?, parts.next()?);
+                    let events = report.phases.entry(hexadecimal(phase)?).or_default();
+                    *events.entry(event.into()).or_default().entry(cause.into()).or_default() +=
+                        value;
                 }
                 event => {
                     let keys = report.events.entry(event.to_owned()).or_default();
@@ -60,11 +71,23 @@ impl Report {
     }
 }
 
+fn hexadecimal(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "clock {}", self.clock)?;
         for (value, at) in &self.markers {
             writeln!(f, "marker {value:#x} at {at}")?;
+        }
+        for (phase, events) in &self.phases {
+            for (event, causes) in events {
+                writeln!(f, "after {phase:#x}: {event} {}", causes.values().sum::<u64>())?;
+                for (cause, count) in causes {
+                    writeln!(f, "  {count:>9}  {cause}")?;
+                }
+            }
         }
         for (event, _) in EVENTS {
             let Some(keys) = self.events.get(event) else {
@@ -135,6 +158,12 @@ mod tests {
         assert_eq!(report.total("kvm_exit"), 9);
         assert_eq!(report.total("kvm_msr"), 0);
         assert!(report.to_string().contains("0x400 npf"));
+        let text =
+            "phase 0x10/kvm_exit/npf 7\nphase 0x10/kvm_exit/hlt 2\nphase 0x40/kvm_exit/io 1\n";
+        let report = Report::parse(text).expect("well-formed");
+        assert_eq!(report.phases[&0x10]["kvm_exit"]["npf"], 7);
+        assert_eq!(report.phases[&0x40]["kvm_exit"].len(), 1);
+        assert_eq!(Report::parse("phase 0x10/kvm_exit 1"), None);
         assert_eq!(Report::parse("clock"), None);
         assert_eq!(Report::parse("kvm_exit x 1"), None);
     }

@@ -49,6 +49,9 @@ pub enum Trace {
     Marker,
     /// That, and every exit by cause.
     Exits,
+    /// When they write to it, and every exit by the last value written; none
+    /// before the first one.
+    Phases,
 }
 
 /// Size of a terminal.
@@ -127,6 +130,7 @@ impl Job {
             Trace::Nothing => {}
             Trace::Marker => put("trace", OsStr::new("marker")),
             Trace::Exits => put("trace", OsStr::new("exits")),
+            Trace::Phases => put("trace", OsStr::new("phases")),
         }
         for module in &self.early_modules {
             put("early-module", OsStr::new(module));
@@ -181,6 +185,7 @@ impl Job {
                     job.trace = match value {
                         b"marker" => Trace::Marker,
                         b"exits" => Trace::Exits,
+                        b"phases" => Trace::Phases,
                         _ => bail!("unknown trace in the job"),
                     }
                 }

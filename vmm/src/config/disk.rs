@@ -3,6 +3,7 @@
 use super::fields::Fields;
 use super::limit::Limit;
 use super::{ConfigError, MAX_CPUS, Size};
+use devices::backend::disk::RawOptions;
 use devices::virtio::block::Engine;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -68,7 +69,13 @@ impl Disk {
         Self { path: path.into(), ..Self::default() }
     }
 
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    /// How its image is to be used, if it is raw.
+    pub fn raw_options(&self) -> RawOptions {
+        let (offset, len) = (self.offset.0, self.size.map(|size| size.0));
+        RawOptions { read_only: self.readonly, direct: self.direct, offset, len }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         if self.path.as_os_str().is_empty() {
             return Err(ConfigError::DiskPath);
         }

@@ -40,6 +40,8 @@ pub const MIN_MEMORY: u64 = 32 << 20;
 pub const MAX_MEMORY: u64 = 1 << 40;
 /// The most vCPUs of a machine.
 pub const MAX_CPUS: u32 = 32;
+/// The longest path of a Unix socket.
+const MAX_SOCKET: usize = 107;
 /// The most devices that may be asked for: one interrupt line each.
 pub const MAX_DEVICES: usize = 16;
 
@@ -124,6 +126,9 @@ pub struct Config {
     /// Where counters are reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsConfig>,
+    /// The Unix socket over which the machine is changed while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
     /// Start even where a probe says that this host's KVM can't run Linux: for
     /// guests that need less, such as tests of one's own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -167,6 +172,7 @@ impl Config {
             cdrom: None,
             serial: None,
             metrics: None,
+            control: None,
             skip_probe: false,
         }
     }
@@ -207,6 +213,11 @@ impl Config {
             return Err(ConfigError::BothStdio);
         }
         self.validate_choices()?;
+        if let Some(path) = &self.control
+            && !(1..=MAX_SOCKET).contains(&path.as_os_str().len())
+        {
+            return Err(ConfigError::Control(path.clone()));
+        }
         if self.cmdline.bytes().any(|b| b == 0 || b == b'\n') {
             return Err(ConfigError::Cmdline);
         }
@@ -376,6 +387,9 @@ pub enum ConfigError {
     /// A path that no socket's address can hold.
     #[error("port: socket {0:?}: must be a path of 1 to 107 bytes")]
     PortSocket(PathBuf),
+    /// A path that no socket's address can hold.
+    #[error("control {0:?}: must be a path of 1 to {MAX_SOCKET} bytes")]
+    Control(PathBuf),
     /// A name that a guest can't show.
     #[error("port: name {0:?}: must be 1 to 64 printable ASCII characters without '/'")]
     PortName(String),

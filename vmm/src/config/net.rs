@@ -48,10 +48,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// Whether the host's kernel moves a card's frames (vhost-net).
 ///
 /// Off by default: what a guest writes into its rings is then read by the kernel
-/// itself, where a mistake is everybody's, and on one processor it saves little:
-/// in the counting rig 7 % of all instructions of receiving 16 MiB over TCP, and
-/// none of sending them. Where there are processors to spare, its threads are
-/// worth more: one for each pair of queues, and not the event loop.
+/// itself, where a mistake is everybody's, and on one processor it saves next to
+/// nothing (nothing that could be told from noise in the counting rig). Where
+/// there are processors to spare, its threads are worth more: one for each pair
+/// of queues, and not the event loop.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Vhost {
@@ -186,7 +186,7 @@ impl From<Forward> for String {
 }
 
 impl Net {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.backend.validate()?;
         let net = || self.backend.name().to_owned();
         if let Some(mac) = self.mac.as_ref().filter(|mac| parse_mac(mac).is_none()) {

@@ -249,6 +249,9 @@ impl Config {
                            leave --board out, or use direct";
                 return refuse("intr", &choices.intr, why);
             }
+        } else if self.control.is_some() {
+            let why = "not yet on a motherboard: leave it out, or use --mode pv";
+            return refuse("control", &"given", why);
         } else if self.transport == Some(Transport::Mmio) {
             let why = "on a motherboard virtio devices are PCI cards, as its interrupt lines \
                        are taken: use pci";
@@ -412,6 +415,8 @@ impl<'de> Deserialize<'de> for PvFeatures {
 mod tests {
     use super::*;
 
+    type Change = fn(&mut Config);
+
     fn config(change: impl FnOnce(&mut Config)) -> Config {
         let mut config = Config::new("k");
         config.rootfs = Some("r".parse().unwrap());
@@ -441,11 +446,12 @@ mod tests {
 
     #[test]
     fn what_needs_a_motherboard_brings_one() {
-        for change in [
-            (|c: &mut Config| c.disk_bus = Some(DiskBus::Ide)) as fn(&mut Config),
+        let changes: [Change; 3] = [
+            |c| c.disk_bus = Some(DiskBus::Ide),
             |c| c.cdrom = Some("cd.iso".into()),
             |c| c.intr = Some(Intr::Kernel),
-        ] {
+        ];
+        for change in changes {
             let config = config(change);
             assert_eq!(config.choices().board, BoardKind::Direct);
             config.validate().unwrap();
@@ -457,7 +463,14 @@ mod tests {
 
     #[test]
     fn mixtures_that_cannot_work_are_refused_with_the_reason() {
-        let cases: [(fn(&mut Config), &str); 12] = [
+        let cases: [(Change, &str); 13] = [
+            (
+                |c| {
+                    c.mode = Mode::HvmPv;
+                    c.control = Some("s".into());
+                },
+                "not yet on a motherboard",
+            ),
             (
                 |c| {
                     c.mode = Mode::Hvm;

@@ -20,6 +20,7 @@ use devices::irq::IrqLine;
 use devices::legacy::piix::ConfigAndReset;
 use devices::legacy::power::{PowerLine, PowerRequest};
 use devices::legacy::{debug, i8042, pm, port92, pvpanic, rtc, serial};
+use devices::pci::hotplug::{self, HotPlug};
 use devices::pci::root::{CONFIG_ADDRESS, CONFIG_PORTS, ConfigPorts, PortWindow, Root, Window};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,6 +71,8 @@ pub struct Board {
     pc: Option<acpi::Pc>,
     /// Whether firmware places BARs where it likes.
     firmware: bool,
+    button: Option<Arc<Mutex<pm::PowerButton>>>,
+    hot_plug: Option<Arc<Mutex<HotPlug>>>,
 }
 
 /// How the guest is told what there is.
@@ -128,19 +131,30 @@ impl Board {
             let sleep = pm::PowerManagement::new(power.clone());
             put(pm::SLEEP_CONTROL, pm::SIZE, shared(sleep))?;
         }
+        // Without somebody to press it there is no button, and without ACPI
+        // nobody would know what it is.
+        let mut button = None;
+        if config.control.is_some() && describe == Describe::Acpi {
+            let irq = IrqLine::new().map_err(Error::host("eventfd"))?;
+            vm.connect_irq(&irq, layout::GED_GSI)?;
+            let events = Arc::new(Mutex::new(pm::PowerButton::new(irq)));
+            ports.insert(pm::GED_EVENTS.into(), pm::GED_SIZE, events.clone())?;
+            button = Some(events);
+        }
         let memory = Bus::new();
-        let (virtio_mmio, pci, pc) = (0, false, None);
         Ok(Self {
             ports,
             memory,
             serial,
             output,
             describe,
-            virtio_mmio,
-            pci,
+            virtio_mmio: 0,
+            pci: false,
             power,
             pvpanic,
-            pc,
+            pc: None,
+            button,
+            hot_plug: None,
             firmware,
         })
     }
@@ -148,6 +162,16 @@ impl Board {
     /// Whether firmware starts the guest, and finds places for things by itself.
     pub fn has_firmware(&self) -> bool {
         self.firmware
+    }
+
+    /// The power button, if there is one.
+    pub fn button(&self) -> Option<Arc<Mutex<pm::PowerButton>>> {
+        self.button.clone()
+    }
+
+    /// The registers of the PCI slots, if functions may come and go.
+    pub fn hot_plug(&self) -> Option<Arc<Mutex<HotPlug>>> {
+        self.hot_plug.clone()
     }
 
     /// What the guest's power requests go over.
@@ -195,6 +219,12 @@ impl Board {
     /// Puts a PCI bus in its place.
     pub fn add_pci(&mut self, root: Arc<Root>) -> Result<(), Error> {
         self.pci = true;
+        if self.button.is_some() {
+            let registers = HotPlug::new(root.clone()).map_err(Error::host("eventfd"))?;
+            let registers = Arc::new(Mutex::new(registers));
+            self.ports.insert(hotplug::BASE.into(), hotplug::SIZE, registers.clone())?;
+            self.hot_plug = Some(registers);
+        }
         let ports = ConfigPorts::new(root.clone());
         let ports = match self.pc {
             Some(_) => shared(ConfigAndReset::new(ports, self.power.clone())),
@@ -234,6 +264,11 @@ impl Board {
             pvpanic_port: self.pvpanic.then_some(pvpanic::PORT),
             pci: self.pci,
             pc: self.pc.clone(),
+            events: self.button.as_ref().map(|_| acpi::Events {
+                gsi: layout::GED_GSI,
+                port: pm::GED_EVENTS,
+                slots: self.hot_plug.as_ref().map(|_| hotplug::BASE),
+            }),
         };
         Ok(acpi::write(ram, &machine)?)
     }

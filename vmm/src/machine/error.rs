@@ -62,6 +62,9 @@ pub enum Error {
     /// Where counters are reported.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::ServeError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] crate::control::ControlError),
     /// The host's side of a console's port.
     #[error(transparent)]
     Port(#[from] devices::backend::port::PortError),

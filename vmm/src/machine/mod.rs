@@ -12,7 +12,9 @@ mod board;
 mod console;
 mod error;
 mod limits;
+mod operator;
 mod pc;
+mod pci;
 mod slots;
 mod usernet;
 
@@ -22,6 +24,7 @@ use crate::config::{BoardKind, Config, Intr, MetricsTarget};
 use crate::console::input::{Input, InputSink};
 use crate::console::signals;
 use crate::console::terminal::RawTerminal;
+use crate::control::Server;
 use crate::ending::Ending;
 use crate::events::{EndWatch, ResizeWatch, SignalWatch};
 use crate::exit::Exit;
@@ -37,9 +40,12 @@ use arch::registers::Entry;
 use boot::{Firmware, Initrd, Kernel, Payload, Way, firmware};
 use devices::backend::console::Loss;
 use devices::backend::prepared::Prepared;
+use devices::bus::lock;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use pc::{Parts, Pc};
-use slots::Devices;
+use operator::{Operator, Parts};
+use pc::Pc;
+use pci::PciBus;
+use slots::{Connected, Devices};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -73,8 +79,9 @@ struct Inputs {
     initrd: Option<Initrd>,
     cmdline: String,
     devices: Devices,
-    parts: Parts,
+    parts: pc::Parts,
     metrics: Option<metrics::Target>,
+    control: Option<Server>,
 }
 
 impl Inputs {
@@ -86,7 +93,8 @@ impl Inputs {
         let parts = pc::open(config, &mut devices.networks)?;
         let cmdline = board::cmdline(config, devices.slots.len());
         let metrics = config.metrics.as_ref().map(metrics::open).transpose()?;
-        let inputs = Self { what, initrd, cmdline, devices, parts, metrics };
+        let control = config.control.as_deref().map(Server::listen).transpose()?;
+        let inputs = Self { what, initrd, cmdline, devices, parts, metrics, control };
         if let What::Kernel(kernel) = &inputs.what {
             boot::load::check(&inputs.payload(kernel, config, 0))?;
         }
@@ -150,12 +158,13 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         None => Ending::new().map_err(Error::host("eventfd"))?,
     };
     let mut board = board::Board::new(config, &vm, &ending)?;
-    let mut pc = match choices.has_board() {
+    let pc = match choices.has_board() {
         true => Some(Pc::build(std::mem::take(&mut inputs.parts), &vm, &ram, &mut board)?),
         false => None,
     };
-    let slots = &inputs.devices.slots;
-    let virtio = slots::connect(config, slots, &vm, &ram, &mut board, pc.as_mut())?;
+    // No handle on a device is left here: it could not leave the machine.
+    let devices = std::mem::take(&mut inputs.devices.slots);
+    let (virtio, bus) = slots::connect(config, devices, &vm, &ram, &mut board, pc.as_ref())?;
     let entry = match &inputs.what {
         What::Kernel(kernel) => {
             let rsdp = board.describe(&ram, config.cpus)?;
@@ -172,9 +181,27 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     };
     vm.enter(&vcpus[0], entry)?;
 
-    let counters = Arc::new(Metrics::new(&virtio, &vcpus));
+    let counters = Arc::new(Metrics::new(&vcpus));
     let mut events = Events::new().map_err(Error::events)?;
-    virtio.into_iter().for_each(|worker| add(&mut events, worker));
+    let mut operator = match inputs.control.take() {
+        Some(server) => {
+            let parts = Parts {
+                hot_plug: board.hot_plug(),
+                button: board.button(),
+                balloon: inputs.devices.balloon.clone(),
+                metrics: counters.clone(),
+                ending: ending.clone(),
+            };
+            Some(operate(server, config, bus, parts, virtio, &mut events)?)
+        }
+        None => {
+            for Connected { worker, .. } in virtio {
+                counters.add(&worker);
+                add(&mut events, worker);
+            }
+            None
+        }
+    };
     if let Some(pc) = pc {
         pc.drives.into_iter().for_each(|worker| add(&mut events, worker));
         pc.cards.into_iter().for_each(|worker| add(&mut events, worker));
@@ -208,17 +235,20 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
         let _ = events.run();
+        if let Some(operator) = &mut operator {
+            operator.turn(&mut events);
+        }
     }
     if let Some(controllers) = &vm.controllers {
         controllers.stop();
     }
     let crashed = stop(running);
-    drop((events, reports));
+    drop((operator, events, reports));
     let console = inputs.devices.console.as_ref().map(|console| console.outputs.as_slice());
     let outputs = console.unwrap_or_default().iter().chain([&serial_output]);
     let loss = outputs.filter_map(|output| output.finish(DRAIN)).next();
     drop(terminal);
-    inputs.devices.report();
+    counters.report();
     let exit = ending.how().unwrap_or(Exit::Quit);
     Ok(crashed.unwrap_or_else(|| final_exit(exit, config, &ram, loss)))
 }
@@ -233,6 +263,28 @@ fn vm_options(config: &Config) -> vm::Options {
     }
 }
 
+/// Puts the control socket and all devices on the event loop.
+fn operate(
+    mut server: Server,
+    config: &Config,
+    bus: Option<PciBus>,
+    parts: Parts,
+    devices: Vec<Connected>,
+    events: &mut Events,
+) -> Result<Operator, Error> {
+    if let Some(registers) = &parts.hot_plug {
+        server.wake_by(lock(registers).event().map_err(Error::host("eventfd"))?);
+    }
+    let server = Arc::new(Mutex::new(server));
+    events.add_subscriber(server.clone());
+    let mut operator = Operator::new(server, config, bus, parts);
+    let mut backends = slots::backends(config);
+    for Connected { worker, plugged } in devices {
+        operator.attach(worker, plugged, backends.next(), events);
+    }
+    Ok(operator)
+}
+
 /// What the event loop does in this machine beside what it always does.
 fn needs(config: &Config, devices: &Devices, streams: bool) -> sandbox::Needs {
     let target = config.metrics.as_ref().map(|metrics| &metrics.target);
@@ -240,6 +292,7 @@ fn needs(config: &Config, devices: &Devices, streams: bool) -> sandbox::Needs {
         local_sockets: config.has_sockets(),
         listening: matches!(target, Some(MetricsTarget::Socket(_))),
         shares: !config.shares.is_empty(),
+        control: config.control.is_some(),
         networks: devices.networks,
         streams,
     }

@@ -5,29 +5,25 @@ use super::board::{self, Board};
 use super::console;
 use super::error::Error;
 use super::pc::Pc;
+use super::pci::{PciBus, Placed, Plugged};
 use super::usernet;
 use crate::config::{self, Config, Format, NetBackend, Transport, Vhost};
 use crate::memory::Ram;
-use crate::msi::{FunctionMessages, IoEvents, Messages};
 use crate::vm::Vm;
-use arch::layout;
-use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk, RawOptions};
+use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk};
 use devices::backend::prepared::Prepared;
 use devices::backend::share::Share;
 use devices::backend::tap::{Queues, Tap};
 use devices::backend::user;
 use devices::backend::vhost::VhostNet;
 use devices::backend::vsock::UnixSockets;
-use devices::bus::lock;
 use devices::irq::IrqLine;
-use devices::pci::root::{Root, SharedFunction};
 use devices::rate::{Limiter, Rate};
 use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
 use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{self, Net, derived_mac};
-use devices::virtio::pci::{BAR_SIZE, VirtioPci};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{CIDS, Vsock};
 use devices::virtio::worker::Worker;
@@ -46,7 +42,6 @@ pub struct Devices {
     /// In the order in which the guest numbers them.
     pub slots: Vec<Slot>,
     /// For whoever changes its target while the machine runs.
-    #[allow(dead_code)] // Nobody does yet.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// The console, with its end of the user's terminal.
     pub console: Option<console::Opened>,
@@ -54,18 +49,11 @@ pub struct Devices {
     pub networks: bool,
 }
 
-impl Devices {
-    /// Reports what each device has done.
-    pub fn report(&self) {
-        for slot in &self.slots {
-            let device = lock(slot);
-            let all = device.counters();
-            if !all.is_empty() {
-                let all: Vec<_> = all.iter().map(|(name, n)| format!("{name}={n}")).collect();
-                log::info!("virtio {:?}: {}", device.id(), all.join(" "));
-            }
-        }
-    }
+/// What is behind the first devices, in their order, by name: images, then
+/// interfaces.
+pub fn backends(config: &Config) -> impl Iterator<Item = String> {
+    let disks = config.all_disks().map(|disk| disk.path.display().to_string());
+    disks.chain(config.nets.iter().map(|net| net.backend.name().to_owned()))
 }
 
 /// Opens what is behind each device: disks, network cards, vsock, shares,
@@ -133,17 +121,17 @@ fn open_rng(wanted: Option<&config::Rng>) -> Result<Slot, Error> {
 /// Opens and locks a disk's image.
 pub fn open_image(disk: &config::Disk) -> Result<Box<dyn Disk>, Error> {
     Ok(match disk.format {
-        Format::Raw => {
-            let (offset, len) = (disk.offset.0, disk.size.map(|size| size.0));
-            let options = RawOptions { read_only: disk.readonly, direct: disk.direct, offset, len };
-            Box::new(RawDisk::open(&disk.path, options)?)
-        }
+        Format::Raw => Box::new(RawDisk::open(&disk.path, disk.raw_options())?),
         Format::Qcow2 => Box::new(Qcow2Disk::open(&disk.path, disk.readonly)?),
     })
 }
 
 fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error> {
-    let image = open_image(disk)?;
+    block(config.cpus, disk, open_image(disk)?)
+}
+
+/// The block device on an image.
+pub fn block(cpus: u32, disk: &config::Disk, image: Box<dyn Disk>) -> Result<SharedBlock, Error> {
     let host = |what| move |source| DiskError::Host { path: disk.path.clone(), what, source };
     let limiter = match (disk.rate, disk.ops) {
         (None, None) => None,
@@ -154,22 +142,12 @@ fn open_disk(config: &Config, disk: &config::Disk) -> Result<SharedBlock, Error>
     };
     let options = Options {
         serial: disk.serial.clone().unwrap_or_default(),
-        queues: disk.queues.unwrap_or(config.cpus) as u16,
+        queues: disk.queues.unwrap_or(cpus) as u16,
         engine: disk.engine,
         limiter,
     };
     let block = Block::new(image, options).map_err(host("io_uring"))?;
     Ok(Arc::new(Mutex::new(block)))
-}
-
-fn name_and_address(net: &config::Net, number: usize) -> (String, [u8; 6]) {
-    let name = match &net.backend {
-        NetBackend::Tap(tap) => tap.clone(),
-        // Each card of the guest needs another address.
-        NetBackend::User(_) => format!("user{number}"),
-    };
-    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&name));
-    (name, mac)
 }
 
 /// Opens what a card without offloads is connected to; with the card's address.
@@ -178,10 +156,15 @@ pub fn open_wire(
     number: usize,
     networks: &mut bool,
 ) -> Result<(Box<dyn net::NetBackend>, [u8; 6]), Error> {
-    let (name, mac) = name_and_address(net, number);
-    Ok(match net.user() {
-        Some(user) => (usernet::open(user, mac, networks)?, mac),
-        None => (Box::new(Tap::open(&name)?), mac),
+    Ok(match &net.backend {
+        NetBackend::User(user) => {
+            let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&format!("user{number}")));
+            (usernet::open(user, mac, networks)?, mac)
+        }
+        NetBackend::Tap(name) => {
+            let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
+            (Box::new(Tap::open(name)?), mac)
+        }
     })
 }
 
@@ -191,7 +174,49 @@ fn open_net(
     number: usize,
     networks: &mut bool,
 ) -> Result<Slot, Error> {
-    let (name, mac) = name_and_address(net, number);
+    match &net.backend {
+        NetBackend::User(user) => {
+            // Each card of the guest needs another address.
+            let mut options = card_options(net, &format!("user{number}"))?;
+            options.mtu = Some(user::MTU);
+            let network = usernet::open(user, options.mac, networks)?;
+            card(options, vec![network])
+        }
+        NetBackend::Tap(tap) => {
+            let (pairs, fewer) = net.pairs(config.cpus);
+            let wanted = if fewer { Queues::UpTo(pairs) } else { Queues::Exactly(pairs) };
+            let mut taps = Tap::open_queues(tap, wanted)?;
+            if let (Some(mtu), Some(tap)) = (net.mtu, taps.first_mut()) {
+                tap.require_mtu(mtu)?;
+            }
+            let vhost = open_vhost(net, taps.len())?;
+            tap_card(net, tap, taps, vhost)
+        }
+    }
+}
+
+/// The network card on the queues of an interface.
+pub fn tap_card(
+    net: &config::Net,
+    name: &str,
+    taps: Vec<Tap>,
+    vhost: Vec<VhostNet>,
+) -> Result<Slot, Error> {
+    let mut options = card_options(net, name)?;
+    options.mtu = taps.first().and_then(|tap| tap.mtu);
+    options.vhost = vhost;
+    card(options, taps.into_iter().map(|tap| Box::new(tap) as Box<_>).collect())
+}
+
+fn card(options: net::Options, backends: Vec<Box<dyn net::NetBackend>>) -> Result<Slot, Error> {
+    let net = Net::new(options, backends).map_err(Error::host("eventfd"))?;
+    Ok(Arc::new(Mutex::new(net)))
+}
+
+/// Address and limits of a card; without an address of its own it has one that
+/// is made of `name`.
+fn card_options(net: &config::Net, name: &str) -> Result<net::Options, Error> {
+    let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
     let limiter = || -> Result<Option<Limiter>, Error> {
         let (bytes, frames) = (net.rate.map(|l| l.0), net.ops.map(|l| l.0));
         let wanted = bytes.is_some() || frames.is_some();
@@ -199,27 +224,7 @@ fn open_net(
     };
     // Each direction has its own.
     let (receive, transmit) = (limiter()?, limiter()?);
-    let mut options = net::Options { mac, receive, transmit, ..net::Options::default() };
-    let mut backends: Vec<Box<dyn net::NetBackend>> = Vec::new();
-    match net.user() {
-        Some(user) => {
-            options.mtu = Some(user::MTU);
-            backends.push(usernet::open(user, mac, networks)?);
-        }
-        None => {
-            let (pairs, fewer) = net.pairs(config.cpus);
-            let wanted = if fewer { Queues::UpTo(pairs) } else { Queues::Exactly(pairs) };
-            let mut taps = Tap::open_queues(&name, wanted)?;
-            if let (Some(mtu), Some(tap)) = (net.mtu, taps.first_mut()) {
-                tap.require_mtu(mtu)?;
-            }
-            options.mtu = taps.first().and_then(|tap| tap.mtu);
-            options.vhost = open_vhost(net, taps.len())?;
-            backends.extend(taps.into_iter().map(|tap| Box::new(tap) as Box<_>));
-        }
-    }
-    let net = Net::new(options, backends).map_err(Error::host("eventfd"))?;
-    Ok(Arc::new(Mutex::new(net)))
+    Ok(net::Options { mac, receive, transmit, ..net::Options::default() })
 }
 
 /// The kernel's data path for each pair of queues, if it is wanted and can be had.
@@ -244,40 +249,47 @@ fn open_vsock(vsock: &config::Vsock) -> Result<Slot, Error> {
     Ok(Arc::new(Mutex::new(Vsock::new(vsock.cid, Box::new(sockets)))))
 }
 
-/// Puts each device on the board; returns what serves them on the event loop.
-/// What is on a motherboard already comes before them.
+/// A device on the board, with what serves it on the event loop.
+pub struct Connected {
+    /// What serves it.
+    pub worker: Worker,
+    /// Its function, if it is one.
+    pub plugged: Option<Plugged>,
+}
+
+/// Puts each device on the board; with PCI, also returns the bus for others to
+/// be put on later.
 pub fn connect(
     config: &Config,
-    slots: &[Slot],
+    slots: Vec<Slot>,
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
-    pc: Option<&mut Pc>,
-) -> Result<Vec<Worker>, Error> {
-    match (config.transport(), pc) {
-        (Transport::Mmio, None) => connect_mmio(slots, vm, ram, board),
-        (_, Some(pc)) => {
-            let workers = connect_pci(slots, vm, ram, &mut pc.functions)?;
-            board.add_pci(Root::behind(pc.bridge.clone(), pc.functions.clone()))?;
-            Ok(workers)
-        }
-        (Transport::Pci, None) => {
-            let mut functions = Vec::new();
-            let workers = connect_pci(slots, vm, ram, &mut functions)?;
-            board.add_pci(Root::new(functions))?;
-            Ok(workers)
+    pc: Option<&Pc>,
+) -> Result<(Vec<Connected>, Option<PciBus>), Error> {
+    match config.transport() {
+        Transport::Mmio => Ok((connect_mmio(slots, vm, ram, board)?, None)),
+        Transport::Pci => {
+            let bus = PciBus::new(vm, ram.clone(), pc);
+            let mut connected = Vec::with_capacity(slots.len());
+            for device in slots.into_iter() {
+                let (plugged, worker) = bus.plug(device, Placed::Already)?;
+                connected.push(Connected { worker, plugged: Some(plugged) });
+            }
+            board.add_pci(bus.root())?;
+            Ok((connected, Some(bus)))
         }
     }
 }
 
 fn connect_mmio(
-    slots: &[Slot],
+    slots: Vec<Slot>,
     vm: &Vm,
     ram: &Ram,
     board: &mut Board,
-) -> Result<Vec<Worker>, Error> {
-    let mut workers = Vec::with_capacity(slots.len());
-    for (number, device) in slots.iter().cloned().enumerate() {
+) -> Result<Vec<Connected>, Error> {
+    let mut connected = Vec::with_capacity(slots.len());
+    for (number, device) in slots.into_iter().enumerate() {
         let slot = board::virtio_slot(number);
         let line = IrqLine::new().map_err(Error::host("eventfd"))?;
         vm.connect_irq(&line, slot.gsi)?;
@@ -285,35 +297,8 @@ fn connect_mmio(
         let transport = MmioTransport::new(ram.clone(), device, interrupt);
         let transport = transport.map_err(Error::host("eventfd"))?;
         vm.connect_doorbells(slot.base + QUEUE_NOTIFY, transport.doorbells())?;
-        workers.push(transport.worker());
+        connected.push(Connected { worker: transport.worker(), plugged: None });
         board.add_virtio(number, Arc::new(Mutex::new(transport)))?;
     }
-    Ok(workers)
-}
-
-/// A function each, behind those that are there, whose vectors have GSIs of
-/// their own behind the IOAPIC's.
-fn connect_pci(
-    slots: &[Slot],
-    vm: &Vm,
-    ram: &Ram,
-    functions: &mut Vec<SharedFunction>,
-) -> Result<Vec<Worker>, Error> {
-    let messages = Messages::new(vm.fd.clone(), vm.wiring());
-    let mut first_gsi = layout::IOAPIC_PINS;
-    let mut workers = Vec::with_capacity(slots.len());
-    for device in slots.iter().cloned() {
-        let base = layout::PCI_WINDOW as u32 + functions.len() as u32 * BAR_SIZE;
-        let routes = Box::new(FunctionMessages { machine: messages.clone(), first_gsi });
-        let doorbells = Box::new(IoEvents(vm.fd.clone()));
-        let function = VirtioPci::new(ram.clone(), device, base, routes, doorbells);
-        let function = function.map_err(Error::host("eventfd"))?;
-        for line in function.msix().lines() {
-            vm.connect_irq(line, first_gsi)?;
-            first_gsi += 1;
-        }
-        workers.push(function.worker());
-        functions.push(Arc::new(Mutex::new(function)));
-    }
-    Ok(workers)
+    Ok(connected)
 }

@@ -15,16 +15,19 @@ pub fn open(
     internal: &mut bool,
 ) -> Result<Box<dyn NetBackend>, Error> {
     let options = options(wanted);
-    match (wanted.backend, passt::find()) {
-        (UserBackend::Passt, None) => return Err(PasstError::Missing.into()),
-        (UserBackend::Passt, Some(path)) => {
+    match wanted.backend {
+        UserBackend::Passt => {
+            let path = passt::find().ok_or(PasstError::Missing)?;
             return Ok(Box::new(Passt::start(&path, mac, &options)?));
         }
-        (UserBackend::Auto, Some(path)) => match Passt::start(&path, mac, &options) {
-            Ok(passt) => return Ok(Box::new(passt)),
-            Err(error) => log::info!("{error}; microvm itself does it"),
+        UserBackend::Auto => match passt::find_sound() {
+            None => {}
+            Some(path) => match Passt::start(&path, mac, &options) {
+                Ok(passt) => return Ok(Box::new(passt)),
+                Err(error) => log::info!("{error}; microvm itself does it"),
+            },
         },
-        (UserBackend::Auto, None) | (UserBackend::Internal, _) => {}
+        UserBackend::Internal => {}
     }
     *internal = true;
     Ok(Box::new(user::UserNet::new(mac, options)?))

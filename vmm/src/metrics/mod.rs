@@ -21,9 +21,9 @@ use devices::bus::lock;
 use devices::virtio::worker::Worker;
 use devices::virtio::{Interrupt, SharedVirtio};
 use kvm::Statistics;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// A number, what it counts and of which part of the machine.
@@ -42,7 +42,7 @@ pub struct Sample {
 /// Everything that is counted.
 pub struct Metrics {
     start: Instant,
-    devices: Vec<Device>,
+    devices: Mutex<Vec<Device>>,
     vcpus: Vec<(Arc<ExitCounts>, Option<Statistics>)>,
 }
 
@@ -54,18 +54,28 @@ struct Device {
 }
 
 impl Metrics {
-    /// The counters of a machine.
-    pub fn new(workers: &[Worker], vcpus: &[kvm_ioctls::VcpuFd]) -> Self {
-        let mut numbers = BTreeMap::new();
-        let devices = workers.iter().map(|worker| {
-            let (device, interrupt, queues) = worker.counted();
-            let kind = lock(&device).id().name();
-            let number = numbers.entry(kind).and_modify(|n| *n += 1).or_insert(0u32);
-            Device { name: format!("{kind}{number}"), device, interrupt, queues }
-        });
-        let devices = devices.collect();
+    /// The counters of a machine without devices.
+    pub fn new(vcpus: &[kvm_ioctls::VcpuFd]) -> Self {
         let vcpus = vcpus.iter().map(|vcpu| (Arc::default(), Statistics::open(vcpu))).collect();
-        Self { start: Instant::now(), devices, vcpus }
+        Self { start: Instant::now(), devices: Mutex::default(), vcpus }
+    }
+
+    /// Counts a device, too; returns its name: its kind, and the first number
+    /// that no other of that kind has.
+    pub fn add(&self, worker: &Worker) -> String {
+        let (device, interrupt, queues) = worker.counted();
+        let kind = lock(&device).id().name();
+        let mut devices = lock(&self.devices);
+        let taken: BTreeSet<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+        let mut names = (0..).map(|number: u32| format!("{kind}{number}"));
+        let name = names.find(|name| !taken.contains(name.as_str())).unwrap_or_default();
+        devices.push(Device { name: name.clone(), device, interrupt, queues });
+        name
+    }
+
+    /// The device of that name is gone.
+    pub fn remove(&self, name: &str) {
+        lock(&self.devices).retain(|device| device.name != name);
     }
 
     /// The counters of vCPU `id`, for it to count with.
@@ -73,10 +83,22 @@ impl Metrics {
         self.vcpus.get(id).map(|(counts, _)| counts.clone()).unwrap_or_default()
     }
 
+    /// Reports what each device has done.
+    pub fn report(&self) {
+        for Device { device, .. } in lock(&self.devices).iter() {
+            let device = lock(device);
+            let all = device.counters();
+            if !all.is_empty() {
+                let all: Vec<_> = all.iter().map(|(name, n)| format!("{name}={n}")).collect();
+                log::info!("virtio {:?}: {}", device.id(), all.join(" "));
+            }
+        }
+    }
+
     /// All numbers as they are now.
     pub fn samples(&self) -> Vec<Sample> {
         let mut samples = Vec::new();
-        for device in &self.devices {
+        for device in lock(&self.devices).iter() {
             device.sample(&mut samples);
         }
         for (id, (counts, statistics)) in self.vcpus.iter().enumerate() {

@@ -87,6 +87,26 @@ const LISTENING: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+/// Beside those, on the event loop of a machine with a control socket: clients
+/// and what they hand over, and what a device that is added needs. Nothing is
+/// opened: descriptors come over the socket.
+const CONTROL: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_eventfd2,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_lstat,
+    libc::SYS_newfstatat,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_statx,
+    libc::SYS_timerfd_create,
+    libc::SYS_unlink,
+];
+
 /// Beside those, on the event loop of a machine with a vsock or a console's
 /// socket: connections of
 /// Unix sockets, and the end of the listening one, which may be another's file
@@ -203,11 +223,13 @@ const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
 /// Beside the common ones: the streams and signals of a job's runner.
 const RELAY: &[i64] = &[
     libc::SYS_dup2,
+    libc::SYS_fstat,
     libc::SYS_getpgrp,
     libc::SYS_poll,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_shutdown,
+    libc::SYS_statx,
 ];
 const RELAY_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP, TIOCGWINSZ];
 
@@ -260,8 +282,10 @@ pub fn relay() -> Filter {
 pub struct Needs {
     /// Connections between Unix sockets and the guest.
     pub local_sockets: bool,
-    /// A Unix socket for metrics or control.
+    /// A Unix socket for metrics.
     pub listening: bool,
+    /// A Unix socket over which devices are added and removed.
+    pub control: bool,
     /// Directories of the host in the guest.
     pub shares: bool,
     /// The host's networks, as the user reaches them.
@@ -291,6 +315,9 @@ pub fn event_loop(needs: Needs) -> Filter {
     }
     if needs.shares {
         lists.push(SHARES);
+    }
+    if needs.control {
+        lists.push(CONTROL);
     }
     if needs.streams {
         lists.push(STREAMS);
@@ -388,6 +415,7 @@ mod tests {
             relay(),
             event_loop(Needs::default()),
             event_loop(Needs { local_sockets: true, ..Needs::default() }),
+            event_loop(Needs { control: true, ..Needs::default() }),
         ];
         for filter in all {
             assert_eq!(in_child(&filter, harmless), 0);

@@ -91,7 +91,7 @@ impl Bench<'_> {
     }
 
     fn guest(&self, memory_mib: u32, init: &'static str) -> Guest<'_> {
-        Guest { kit: self.kit, memory_mib, init }
+        Guest { kit: self.kit, memory_mib, init, peers: None }
     }
 
     fn invocation(&self, subject: &Subject) -> Result<Invocation> {
@@ -99,6 +99,9 @@ impl Bench<'_> {
     }
 
     fn counted(&self, subject: &Subject, trace: Trace) -> Result<Output> {
+        if !subject.ends_by_reset() {
+            bail!("it starts a guest again that resets");
+        }
         let Invocation { command, files } = self.invocation(subject)?;
         let limit = Some(Duration::from_secs(300));
         let options = Options { count: true, trace, files, limit, ..Options::default() };
@@ -145,7 +148,7 @@ impl Bench<'_> {
     }
 }
 
-fn last_line(text: &[u8]) -> String {
+pub(super) fn last_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message").to_owned()
 }

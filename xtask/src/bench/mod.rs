@@ -1,7 +1,11 @@
 //! `cargo xtask bench`: figures, never in tests, and each from one place.
 
 mod boot;
+mod devices;
 mod first_run;
+mod io;
+mod io_host;
+mod io_report;
 mod memory;
 mod report;
 mod subject;
@@ -14,6 +18,13 @@ use clap::Subcommand;
 pub enum BenchCommand {
     /// The way from exec to the guest's init, beside other monitors
     Boot(boot::BootArguments),
+    /// What it costs to move data through disk, network and vsock, beside other monitors
+    Io(io::IoArguments),
+    /// What a request costs each device with no guest, and cost at an earlier commit
+    Devices(devices::DevicesArguments),
+    /// For `io`, inside the rig: the host's end of the guest's connections
+    #[command(hide = true)]
+    IoHost(io_host::HostArguments),
     /// Processor time from exec to the first KVM_RUN of any command, in microseconds
     #[command(hide = true)]
     FirstRun {
@@ -34,6 +45,9 @@ impl BenchCommand {
     pub fn run(self) -> Result<u8> {
         match self {
             Self::Boot(arguments) => arguments.run(),
+            Self::Devices(arguments) => arguments.run(),
+            Self::Io(arguments) => arguments.run(),
+            Self::IoHost(arguments) => arguments.run(),
             Self::FirstRun { starts, command } => {
                 println!("{}", first_run::median(&command, starts)?.as_micros());
                 Ok(0)

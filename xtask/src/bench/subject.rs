@@ -25,6 +25,18 @@ pub struct Guest<'a> {
     pub memory_mib: u32,
     /// `init=` and what follows it.
     pub init: &'a str,
+    /// What it moves data through, if it does.
+    pub peers: Option<Peers<'a>>,
+}
+
+/// Devices beside the root, for `bench io`.
+pub struct Peers<'a> {
+    /// A writable disk.
+    pub disk: &'a Path,
+    /// A TAP that exists where the monitor runs.
+    pub tap: &'a str,
+    /// Where the monitor puts its vsock.
+    pub uds: &'a str,
 }
 
 /// What kind of command line a monitor takes.
@@ -32,6 +44,7 @@ pub struct Guest<'a> {
 enum Kind {
     Microvm,
     Firecracker,
+    CloudHypervisor,
     Qemu,
 }
 
@@ -42,6 +55,8 @@ pub struct Subject {
     /// The program.
     pub program: PathBuf,
     kind: Kind,
+    /// Whether its devices are PCI functions where they need not be.
+    pci: bool,
 }
 
 /// Firmware and option ROMs of QEMU's microvm machine.
@@ -62,7 +77,12 @@ impl Subject {
     /// This checkout, built as it is shipped.
     pub fn this_build() -> Result<Self> {
         let program = workspace::build_monitor()?;
-        Ok(Self { name: "microvm (this build)".to_owned(), program, kind: Kind::Microvm })
+        Ok(Self {
+            name: "microvm (this build)".to_owned(),
+            program,
+            kind: Kind::Microvm,
+            pci: false,
+        })
     }
 
     /// QEMU's machine of the same name, from the distribution.
@@ -73,7 +93,12 @@ impl Subject {
         }
         let version = first_line(&program, "--version")?;
         let number = version.split_whitespace().nth(3).unwrap_or("?");
-        Ok(Self { name: format!("QEMU {number} -M microvm"), program, kind: Kind::Qemu })
+        Ok(Self {
+            name: format!("QEMU {number} -M microvm"),
+            program,
+            kind: Kind::Qemu,
+            pci: false,
+        })
     }
 
     /// A program, or a commit of this repository to build.
@@ -84,15 +109,41 @@ impl Subject {
             let version = first_line(&program, "--version")?;
             let kind = match version.split_whitespace().next() {
                 Some("Firecracker") => Kind::Firecracker,
+                Some("cloud-hypervisor") => Kind::CloudHypervisor,
                 Some("QEMU") => Kind::Qemu,
                 Some("microvm") => Kind::Microvm,
-                _ => bail!("{text}: {version:?}: neither microvm, Firecracker nor QEMU"),
+                _ => bail!("{text}: {version:?}: a monitor that this program does not know"),
             };
-            return Ok(Self { name: version, program, kind });
+            return Ok(Self { name: version, program, kind, pci: false });
         }
         let commit = commit(text)?;
         let program = build(&commit)?;
-        Ok(Self { name: format!("microvm {}", &commit[..10]), program, kind: Kind::Microvm })
+        Ok(Self {
+            name: format!("microvm {}", &commit[..10]),
+            program,
+            kind: Kind::Microvm,
+            pci: false,
+        })
+    }
+
+    /// The same with devices on PCI, where that is a choice.
+    pub fn on_pci(&self) -> Option<Self> {
+        matches!(self.kind, Kind::Microvm | Kind::Firecracker).then(|| Self {
+            name: format!("{}, PCI", self.name),
+            program: self.program.clone(),
+            kind: self.kind,
+            pci: true,
+        })
+    }
+
+    /// Whether a guest that resets the machine ends it.
+    pub fn ends_by_reset(&self) -> bool {
+        self.kind != Kind::CloudHypervisor
+    }
+
+    /// Whether it has a vsock device of its own.
+    pub fn has_vsock(&self) -> bool {
+        self.kind != Kind::Qemu
     }
 
     /// How this monitor is told to run `guest`. Each gets the words that its
@@ -110,6 +161,13 @@ impl Subject {
                 add(&["--kernel", kernel, "--rootfs", &format!("{root},readonly=on")]);
                 add(&["--memory", &format!("{memory}M")]);
                 add(&["--cmdline", &format!("quiet init={}", guest.init)]);
+                if self.pci {
+                    add(&["--transport", "pci"]);
+                }
+                if let Some(Peers { disk, tap, uds }) = &guest.peers {
+                    add(&["--disk", utf8(disk)?, "--net", &format!("tap={tap}")]);
+                    add(&["--vsock", &format!("uds={uds}")]);
+                }
             }
             Kind::Firecracker => {
                 let line = format!(
@@ -117,16 +175,39 @@ impl Subject {
                      i8042.dumbkbd init={}",
                     guest.init
                 );
-                let configuration = json!({
+                let mut configuration = json!({
                     "boot-source": {"kernel_image_path": kernel, "boot_args": line},
                     "drives": [{"drive_id": "root", "path_on_host": root,
                                 "is_root_device": true, "is_read_only": true}],
                     "machine-config": {"vcpu_count": 1, "mem_size_mib": guest.memory_mib},
                 });
+                if let Some(Peers { disk, tap, uds }) = &guest.peers {
+                    let drive = json!({"drive_id": "data", "path_on_host": utf8(disk)?,
+                                       "is_root_device": false, "is_read_only": false});
+                    configuration["drives"].as_array_mut().context("drives")?.push(drive);
+                    configuration["network-interfaces"] =
+                        json!([{"iface_id": "eth0", "host_dev_name": tap}]);
+                    configuration["vsock"] = json!({"guest_cid": 3, "uds_path": uds});
+                }
+                if self.pci {
+                    add(&["--enable-pci"]);
+                }
                 let file = scratch.join("firecracker.json");
                 fs::write(&file, configuration.to_string())?;
                 add(&["--no-api", "--level", "Error", "--config-file", utf8(&file)?]);
                 files.push(file);
+            }
+            Kind::CloudHypervisor => {
+                let line = format!("quiet console=ttyS0 root=/dev/vda ro init={}", guest.init);
+                add(&["--kernel", kernel, "--cmdline", &line, "--serial", "tty"]);
+                add(&["--console", "off", "--cpus", "boot=1"]);
+                add(&["--memory", &format!("size={memory}M"), "--disk"]);
+                add(&[&format!("path={root},readonly=on,image_type=raw")]);
+                if let Some(Peers { disk, tap, uds }) = &guest.peers {
+                    add(&[&format!("path={},image_type=raw", utf8(disk)?)]);
+                    add(&["--net", &format!("tap={tap}")]);
+                    add(&["--vsock", &format!("cid=3,socket={uds}")]);
+                }
             }
             Kind::Qemu => {
                 let line = format!(
@@ -138,9 +219,16 @@ impl Subject {
                 add(&["-m", &memory, "-smp", "1", "-serial", "stdio", "-kernel", kernel]);
                 add(&["-append", &line, "-device", "virtio-blk-device,drive=root", "-drive"]);
                 add(&[&format!("id=root,file={root},format=raw,if=none,readonly=on")]);
+                if let Some(Peers { disk, tap, .. }) = &guest.peers {
+                    add(&["-device", "virtio-blk-device,drive=data", "-drive"]);
+                    add(&[&format!("id=data,file={},format=raw,if=none", utf8(disk)?)]);
+                    add(&["-device", "virtio-net-device,netdev=net", "-netdev"]);
+                    add(&[&format!("tap,id=net,ifname={tap},script=no,downscript=no")]);
+                }
                 files.extend(QEMU_FILES.iter().map(PathBuf::from).filter(|file| file.exists()));
             }
         }
+        files.extend(guest.peers.as_ref().map(|peers| peers.disk.to_owned()));
         Ok(Invocation { command, files })
     }
 
@@ -148,7 +236,7 @@ impl Subject {
     pub fn without_probe(&self) -> &'static [&'static str] {
         match self.kind {
             Kind::Microvm => &["--skip-probe"],
-            Kind::Firecracker | Kind::Qemu => &[],
+            Kind::Firecracker | Kind::CloudHypervisor | Kind::Qemu => &[],
         }
     }
 }
@@ -165,7 +253,7 @@ fn first_line(program: &Path, argument: &str) -> Result<String> {
 }
 
 /// The full name of a commit.
-fn commit(text: &str) -> Result<String> {
+pub fn commit(text: &str) -> Result<String> {
     let name = format!("{text}^{{commit}}");
     let output = Command::new("git")
         .current_dir(workspace::root())
@@ -186,16 +274,21 @@ fn build(commit: &str) -> Result<PathBuf> {
         return Ok(kept);
     }
     fs::create_dir_all(&directory)?;
-    let tree = directory.join(commit);
+    fs::rename(in_worktree(commit, build_in)?, &kept)?;
+    Ok(kept)
+}
+
+/// Does something in a checkout of `commit`, which is gone afterwards.
+pub fn in_worktree<T>(commit: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let tree = workspace::target_directory().join("bench").join(commit);
     let git = |arguments: &[&str]| {
         check(Command::new("git").current_dir(workspace::root()).args(arguments))
     };
     let tree_text = utf8(&tree)?;
     git(&["worktree", "add", "--quiet", "--force", "--detach", tree_text, commit])?;
-    let built = build_in(&tree);
+    let outcome = work(&tree);
     git(&["worktree", "remove", "--force", tree_text])?;
-    fs::rename(built?, &kept)?;
-    Ok(kept)
+    outcome
 }
 
 fn build_in(tree: &Path) -> Result<PathBuf> {

@@ -55,6 +55,13 @@ pub fn lock(file: &File, read_only: bool, offset: u64, len: u64) -> Result<(), L
     }
 }
 
+/// Ends such a lock before the last descriptor is closed.
+pub fn unlock(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let mut range = range(true, offset, len)?;
+    range.l_type = libc::F_UNLCK as i16;
+    fcntl(file, libc::F_OFD_SETLK, &mut range)
+}
+
 fn range(read_only: bool, offset: u64, len: u64) -> io::Result<libc::flock64> {
     let number = |n: u64| i64::try_from(n).map_err(|_| io::ErrorKind::InvalidInput);
     Ok(libc::flock64 {

@@ -88,6 +88,9 @@ pub trait Disk: Send {
     fn backing(&self) -> Option<Backing> {
         None
     }
+    /// Lets others have the image, although it may stay open for a moment: the
+    /// kernel takes a ring apart when it finds time.
+    fn unlock(&self) {}
     /// Makes the disk `len` bytes long, or as long as its file has become.
     fn resize(&mut self, _len: Option<u64>) -> io::Result<()> {
         Err(io::Error::from(io::ErrorKind::Unsupported))

@@ -6,9 +6,11 @@
 //! as its backing file after the next start.
 //!
 //! The names of backing files stand in the image: whoever gives us one trusts
-//! who has made it. Each file of a chain is locked as any other image.
+//! who has made it. Each file of a chain is locked as any other image. Where the
+//! monitor opens nothing any more, another process opens the files and hands them
+//! over in the order in which they are asked for.
 
-use super::raw::open_image;
+use super::raw::{check_opened, open_image};
 use super::{Disk, DiskError, Geometry, SECTOR, lock};
 use crate::bus::lock as guard;
 use crate::virtio::queue::IoVecs;
@@ -18,6 +20,8 @@ use imago::format::builder::FormatDriverBuilder;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::storage::StorageOpenOptions;
+use std::collections::VecDeque;
+use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -25,7 +29,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 /// Files in a chain: more than anyone has, fewer than fill a stack.
-const MAX_DEPTH: u32 = 64;
+pub const MAX_DEPTH: u32 = 64;
 /// `QFI\xfb`.
 const MAGIC: u32 = 0x5146_49fb;
 /// What is moved at once between the guest and the image.
@@ -44,11 +48,28 @@ pub struct Qcow2Disk {
 impl Qcow2Disk {
     /// Opens and locks an image and everything that it stands on.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        Self::with_files(path, Files::Named, read_only)
+    }
+
+    /// The files of an image, the image first, open and locked, for
+    /// [`Qcow2Disk::adopt`] in another process.
+    pub fn files(path: &Path, read_only: bool) -> Result<Vec<fs::File>, DiskError> {
+        let mut files = Vec::new();
+        Self::with_files(path, Files::Kept(&mut files), read_only)?;
+        Ok(files)
+    }
+
+    /// An image whose files another process has opened; `path` is for messages.
+    pub fn adopt(path: &Path, files: Vec<fs::File>, read_only: bool) -> Result<Self, DiskError> {
+        Self::with_files(path, Files::Given(&mut files.into()), read_only)
+    }
+
+    fn with_files(path: &Path, mut files: Files<'_>, read_only: bool) -> Result<Self, DiskError> {
         let named = |source| DiskError::Format { path: path.to_owned(), source };
-        let cluster = cluster(path).map_err(named)?;
-        let file = open_locked(path, read_only)?;
-        let builder = Qcow2::<File>::builder(file).write(!read_only);
-        let image = builder.open(Chain { depth: 0 }).map_err(named)?;
+        let file = files.open(path, read_only)?;
+        let cluster = cluster(&file).map_err(named)?;
+        let builder = Qcow2::<File>::builder(imago_file(path, file, read_only)?).write(!read_only);
+        let image = builder.open(Chain { depth: 0, files: &mut files }).map_err(named)?;
         let image = FormatAccess::new(image);
         let len = image.size() - image.size() % SECTOR;
         if len == 0 {
@@ -79,9 +100,8 @@ impl Qcow2Disk {
 
 /// The size of an image's clusters, from its header: magic, version, the backing
 /// file's place, and then `cluster_bits`, all big-endian.
-fn cluster(path: &Path) -> io::Result<u64> {
+fn cluster(file: &fs::File) -> io::Result<u64> {
     let mut header = [0; 24];
-    let (file, _) = open_image(path, true, false).map_err(io::Error::other)?;
     file.read_exact_at(&mut header, 0)?;
     let number =
         |at: usize| header.iter().skip(at).take(4).fold(0u32, |n, b| n << 8 | u32::from(*b));
@@ -92,22 +112,52 @@ fn cluster(path: &Path) -> io::Result<u64> {
     }
 }
 
-/// Opens a file of a chain for imago, and locks it.
-fn open_locked(path: &Path, read_only: bool) -> Result<File, DiskError> {
-    let (file, _) = open_image(path, read_only, false)?;
-    lock::lock(&file, read_only, 0, 0)
-        .map_err(|source| DiskError::Locked { path: path.to_owned(), source })?;
+/// Where the files of a chain come from.
+enum Files<'a> {
+    /// They are opened by their names.
+    Named,
+    /// The same, and all of them are kept.
+    Kept(&'a mut Vec<fs::File>),
+    /// They were opened by another process.
+    Given(&'a mut VecDeque<fs::File>),
+}
+
+impl Files<'_> {
+    /// The next file of a chain, locked.
+    fn open(&mut self, path: &Path, read_only: bool) -> Result<fs::File, DiskError> {
+        let host = |what| move |source| DiskError::Host { path: path.to_owned(), what, source };
+        let file = match self {
+            Self::Given(files) => {
+                let missing = || host("open")(io::Error::other("it did not come along"));
+                let file = files.pop_front().ok_or_else(missing)?;
+                check_opened(path, &file, read_only, false)?;
+                file
+            }
+            _ => open_image(path, read_only, false)?.0,
+        };
+        lock::lock(&file, read_only, 0, 0)
+            .map_err(|source| DiskError::Locked { path: path.to_owned(), source })?;
+        if let Self::Kept(files) = self {
+            files.push(file.try_clone().map_err(host("dup"))?);
+        }
+        Ok(file)
+    }
+}
+
+/// A file of a chain as imago has it.
+fn imago_file(path: &Path, file: fs::File, read_only: bool) -> Result<File, DiskError> {
     let options = StorageOpenOptions::new().filename(path).write(!read_only);
     File::from_open_file(file, options)
         .map_err(|source| DiskError::Format { path: path.to_owned(), source })
 }
 
 /// How imago opens what an image refers to.
-struct Chain {
+struct Chain<'a, 'b> {
     depth: u32,
+    files: &'a mut Files<'b>,
 }
 
-impl ImplicitOpenGate<File> for Chain {
+impl ImplicitOpenGate<File> for Chain<'_, '_> {
     fn open_format<F: FormatDriverBuilder<File>>(
         &mut self,
         builder: F,
@@ -115,13 +165,15 @@ impl ImplicitOpenGate<File> for Chain {
         if self.depth >= MAX_DEPTH {
             return Err(io::Error::other(format!("more than {MAX_DEPTH} backing files")));
         }
-        let image = builder.open(Self { depth: self.depth + 1 })?;
+        let image = builder.open(Chain { depth: self.depth + 1, files: self.files })?;
         Ok(FormatAccess::new(image))
     }
 
     fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<File> {
         let path = options.get_filename().ok_or(io::ErrorKind::NotFound)?;
-        open_locked(path, !options.get_writable()).map_err(io::Error::other)
+        let read_only = !options.get_writable();
+        let file = self.files.open(path, read_only).map_err(io::Error::other)?;
+        imago_file(path, file, read_only).map_err(io::Error::other)
     }
 }
 

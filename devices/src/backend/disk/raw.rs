@@ -59,9 +59,24 @@ impl RawDisk {
     /// Opens and locks an image. A size that is not a whole number of sectors is
     /// rounded down: the guest does not see the rest, and nothing touches it.
     pub fn open(path: &Path, options: RawOptions) -> Result<Self, DiskError> {
+        let (file, block_device) = open_image(path, options.read_only, options.direct)?;
+        Self::lock(path, file, block_device, options)
+    }
+
+    /// Locks an image that somebody else has opened; `path` is for messages.
+    pub fn adopt(path: &Path, file: File, options: RawOptions) -> Result<Self, DiskError> {
+        let block_device = check_opened(path, &file, options.read_only, options.direct)?;
+        Self::lock(path, file, block_device, options)
+    }
+
+    fn lock(
+        path: &Path,
+        file: File,
+        block_device: bool,
+        options: RawOptions,
+    ) -> Result<Self, DiskError> {
         let RawOptions { read_only, direct, offset, len } = options;
         let host = |what| move |source| DiskError::Host { path: path.to_owned(), what, source };
-        let (file, block_device) = open_image(path, read_only, direct)?;
         if offset.checked_add(len.unwrap_or(0)).is_none_or(|end| end > i64::MAX as u64) {
             let (len, why) = (len.unwrap_or(0), "no image is that large");
             return Err(DiskError::Range { path: path.to_owned(), offset, len, why });
@@ -151,6 +166,13 @@ impl RawDisk {
 #[repr(align(4096))]
 struct Page([u8; 64 << 10]);
 
+/// The file, for whoever hands it on to another process.
+impl From<RawDisk> for File {
+    fn from(disk: RawDisk) -> Self {
+        disk.file
+    }
+}
+
 impl Disk for RawDisk {
     fn len(&self) -> u64 {
         self.len
@@ -166,6 +188,13 @@ impl Disk for RawDisk {
 
     fn backing(&self) -> Option<Backing> {
         Some(Backing { file: self.file.as_raw_fd(), offset: self.offset, align: self.align })
+    }
+
+    fn unlock(&self) {
+        let len = if self.fixed { self.len } else { 0 };
+        if let Err(e) = lock::unlock(&self.file, self.offset, len) {
+            log::warn!("disk: unlock: {e}");
+        }
     }
 
     fn resize(&mut self, len: Option<u64>) -> io::Result<()> {
@@ -300,9 +329,17 @@ pub(super) fn open_image(
         }
         _ => host(if read_only { "open" } else { "open for writing" })(source),
     })?;
-    let kind = file.metadata().map_err(host("stat"))?.file_type();
+    let block_device = is_block_device(path, &file)?;
+    Ok((file, block_device))
+}
+
+/// Whether a file is a block device; anything but that and a regular file is
+/// refused.
+fn is_block_device(path: &Path, file: &File) -> Result<bool, DiskError> {
+    let host = |source| DiskError::Host { path: path.to_owned(), what: "stat", source };
+    let kind = file.metadata().map_err(host)?.file_type();
     if kind.is_file() || kind.is_block_device() {
-        return Ok((file, kind.is_block_device()));
+        return Ok(kind.is_block_device());
     }
     let kind = match kind {
         k if k.is_dir() => "a directory",
@@ -311,6 +348,44 @@ pub(super) fn open_image(
         _ => "something else",
     };
     Err(DiskError::Kind { path: path.to_owned(), kind })
+}
+
+/// Makes sure that a file which somebody else has opened can be used as an image;
+/// says whether it is a block device.
+pub(super) fn check_opened(
+    path: &Path,
+    file: &File,
+    read_only: bool,
+    direct: bool,
+) -> Result<bool, DiskError> {
+    let block_device = is_block_device(path, file)?;
+    opened_as(file, read_only, direct).map_err(|source| DiskError::Host {
+        path: path.to_owned(),
+        what: "open",
+        source,
+    })?;
+    Ok(block_device)
+}
+
+/// Whether an open file is what [`open_image`] would have opened. One opened for
+/// appending would write everything to its end.
+fn opened_as(file: &File, read_only: bool, direct: bool) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no argument and touches no memory.
+    let flags = check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) as isize })?;
+    let flags = flags as libc::c_int;
+    let readable = flags & libc::O_PATH == 0
+        && match flags & libc::O_ACCMODE {
+            libc::O_RDWR => true,
+            access => access == libc::O_RDONLY && read_only,
+        };
+    let wrong = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    if !readable || flags & libc::O_APPEND != 0 {
+        return wrong("it was not opened for reading, and for writing unless read-only");
+    }
+    if direct != (flags & libc::O_DIRECT != 0) {
+        return wrong("it was opened with O_DIRECT and direct=off, or the other way round");
+    }
+    Ok(())
 }
 
 fn size(file: &File, block_device: bool) -> io::Result<u64> {

@@ -98,6 +98,35 @@ fn a_classic_lock_is_respected_and_its_owner_named() {
 }
 
 #[test]
+fn a_file_that_another_process_opened_is_taken_as_it_must_be() {
+    let image = image(8192);
+    let (read_only, direct) = (RawOptions { read_only: true, ..Default::default() }, true);
+    let adopt = |file, options| RawDisk::adopt(image.path(), file, options);
+    let opened = |write: bool| File::options().read(true).write(write).open(image.path()).unwrap();
+    let text = |file, options| adopt(file, options).unwrap_err().to_string();
+    assert!(text(opened(false), RawOptions::default()).contains("for writing"));
+    assert!(
+        text(File::options().append(true).read(true).open(image.path()).unwrap(), read_only)
+            .contains("not opened for reading")
+    );
+    assert!(text(File::open("/dev/null").unwrap(), read_only).contains("a character device"));
+    assert!(
+        text(opened(true), RawOptions { direct, ..Default::default() }).contains("O_DIRECT"),
+        "the open file says how it is used"
+    );
+    let file: File = open(image.path(), false).unwrap().into();
+    let disk = adopt(file, RawOptions::default()).unwrap();
+    assert!(refusal(image.path(), true).contains("locked by"), "the lock goes with the file");
+    write(&disk, 512, b"x").unwrap();
+    disk.unlock();
+    open(image.path(), false).unwrap();
+    drop(disk);
+    let disk = adopt(opened(true), read_only).unwrap();
+    assert!(refusal(image.path(), false).contains("locked by"), "and is taken where it was not");
+    assert_eq!(read(&disk, 512, 1).unwrap(), b"x");
+}
+
+#[test]
 fn bytes_go_in_and_come_out() {
     let file = image(8192);
     let disk = open(file.path(), false).unwrap();
@@ -266,6 +295,7 @@ fn a_qcow2_image_stands_on_its_backing_file() {
         disk.write_zeroes(1 << 19, 4096, true).unwrap();
         disk.flush().unwrap();
         // Every file of the chain is locked.
+        assert!(Qcow2Disk::files(&top, true).err().unwrap().to_string().contains("locked"));
         assert!(qcow2(false).err().unwrap().to_string().contains("locked"));
         assert!(open(&base, false).unwrap_err().to_string().contains("locked"));
     }
@@ -280,4 +310,29 @@ fn a_qcow2_image_stands_on_its_backing_file() {
     let raw = image(1 << 20);
     let text = Qcow2Disk::open(raw.path(), true).err().unwrap().to_string();
     assert!(text.contains("not usable as qcow2"), "{text}");
+}
+
+#[test]
+fn the_files_of_a_qcow2_image_can_be_handed_over() {
+    let dir = tempdir().unwrap();
+    let (base, top) = (dir.path().join("base"), dir.path().join("top"));
+    std::fs::write(&base, vec![7; 1 << 20]).unwrap();
+    testing::make_qcow2_on(&top, 1 << 20, &base);
+    let files = Qcow2Disk::files(&top, false).unwrap();
+    assert_eq!(files.len(), 2);
+    assert!(refusal(&base, false).contains("locked by"), "the locks go with them");
+    let disk = Qcow2Disk::adopt(&top, files, false).unwrap();
+    let mut data = vec![0xaa; 600];
+    disk.read_at(&mut IoVecs::from_slice(&mut IoVecStore::new(), &mut data), 300_000).unwrap();
+    assert_eq!(data, [7; 600]);
+    drop(disk);
+    let mut files = Qcow2Disk::files(&top, false).unwrap();
+    let why = |files| Qcow2Disk::adopt(&top, files, false).err().unwrap().to_string();
+    assert!(why(files.drain(..1).collect()).contains("did not come along"));
+    drop(files);
+    let mut files = Qcow2Disk::files(&top, false).unwrap();
+    files.reverse();
+    assert!(!why(files).is_empty(), "the base is no qcow2 image");
+    assert!(why(Vec::new()).contains("did not come along"));
+    open(&base, false).unwrap();
 }

@@ -31,14 +31,14 @@ mod tests;
 mod wire;
 
 pub use forward::{Forward, Protocol};
-pub use route::resolvers;
+pub use route::{GATEWAY, GUEST, NAMES, resolvers};
 pub use wire::MTU;
 
 use crate::virtio::net::{NetBackend, features};
 use crate::virtio::queue::IoVecs;
 use flows::Flows;
 use forward::Forwards;
-use route::{GATEWAY, HOSTS, Routes};
+use route::{HOSTS, Routes};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpProtocol, UdpPacket};
 use std::io;

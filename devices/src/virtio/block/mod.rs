@@ -214,16 +214,6 @@ impl Block {
         self.flight.is_some()
     }
 
-    /// Makes the disk `len` bytes long, or as long as its file has become, and
-    /// tells the driver. Returns the length.
-    pub fn resize(&mut self, len: Option<u64>) -> io::Result<u64> {
-        self.disk.resize(len)?;
-        if let Some(active) = &self.active {
-            active.interrupt.config();
-        }
-        Ok(self.disk.len())
-    }
-
     /// Serves what is in queue `index`, as far as it may.
     fn serve(&mut self, index: usize) -> Result<(), DeviceError> {
         let full = self.take(index)?;
@@ -451,6 +441,20 @@ impl VirtioDevice for Block {
             std::thread::sleep(SETTLE);
         }
         Ok(())
+    }
+
+    fn leave(&mut self) -> io::Result<()> {
+        let flushed = if self.disk.read_only() { Ok(()) } else { self.disk.flush() };
+        self.disk.unlock();
+        flushed
+    }
+
+    fn resize(&mut self, len: Option<u64>) -> io::Result<u64> {
+        self.disk.resize(len)?;
+        if let Some(active) = &self.active {
+            active.interrupt.config();
+        }
+        Ok(self.disk.len())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -10,7 +10,9 @@
 //! | `0x4000` | MSI-X table | MSI-X |
 //! | `0x5000` | MSI-X pending bits | MSI-X |
 //!
-//! A BAR may be moved, and the doorbells, which are ioeventfds, go with it.
+//! A BAR may be moved, and the doorbells, which are ioeventfds, go with it. A
+//! function that is added while the machine runs has no place for its BAR until
+//! the guest gives it one.
 
 mod common;
 #[cfg(test)]
@@ -62,6 +64,8 @@ pub trait Doorbells: Send {
     /// Takes them away from one address and ties them to another, each
     /// `step` bytes behind the one before.
     fn moved(&self, doorbells: &[Arc<EventFd>], step: u64, from: Option<u64>, to: u64);
+    /// Takes them away for good.
+    fn removed(&self, doorbells: &[Arc<EventFd>], step: u64, from: u64);
 }
 
 /// A virtio device on the PCI bus.
@@ -75,6 +79,8 @@ pub struct VirtioPci {
     doorbells: Box<dyn Doorbells>,
     /// The BAR that the doorbells are tied to.
     tied: Option<u64>,
+    /// Whether it has left the machine.
+    retired: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,8 +91,8 @@ struct State {
 }
 
 impl VirtioPci {
-    /// Puts `device` behind a function whose BAR is at `base` first. Fails when
-    /// the host is out of file descriptors.
+    /// Puts `device` behind a function whose BAR is at `base` first, 0: nowhere.
+    /// Fails when the host is out of file descriptors.
     pub fn new(
         mem: Ram,
         device: SharedVirtio,
@@ -102,9 +108,20 @@ impl VirtioPci {
         let room = || io::Error::other("no room for capabilities");
         let msix_capability = add_msix(&mut config, msix.len()).ok_or_else(room)?;
         let access_capability = add_regions(&mut config, queues).ok_or_else(room)?;
-        let mut function =
-            Self { core, msix, config, access_capability, msix_capability, doorbells, tied: None };
-        function.tie(base.into());
+        let (tied, retired) = (None, false);
+        let mut function = Self {
+            core,
+            msix,
+            config,
+            access_capability,
+            msix_capability,
+            doorbells,
+            tied,
+            retired,
+        };
+        if base != 0 {
+            function.tie(base.into());
+        }
         Ok(function)
     }
 
@@ -123,6 +140,18 @@ impl VirtioPci {
             let from = self.tied.replace(base).map(|old| old + NOTIFY);
             self.doorbells.moved(&self.core.doorbells, NOTIFY_STEP, from, base + NOTIFY);
         }
+    }
+
+    /// The function leaves the machine, which has taken it off the bus and its
+    /// worker off the event loop: the driver's queues are dropped, what it wrote
+    /// is made durable, and an access that is late finds nothing.
+    pub fn retire(&mut self) -> io::Result<()> {
+        self.retired = true;
+        self.core.reset();
+        if let Some(base) = self.tied.take() {
+            self.doorbells.removed(&self.core.doorbells, NOTIFY_STEP, base + NOTIFY);
+        }
+        lock(&self.core.device).leave()
     }
 
     /// The state of function, transport, queues and device.
@@ -231,6 +260,9 @@ fn region(kind: u8, offset: u64, length: u32, more: &[u8]) -> Vec<u8> {
 
 impl Function for VirtioPci {
     fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        if self.retired {
+            return;
+        }
         if self.touches_access(offset, data.len())
             && let Some((at, length)) = self.access_window()
         {
@@ -242,7 +274,7 @@ impl Function for VirtioPci {
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {
-        if offset >= config::SIZE {
+        if offset >= config::SIZE || self.retired {
             return;
         }
         self.config.write(offset, data);
@@ -264,10 +296,13 @@ impl Function for VirtioPci {
     }
 
     fn bar(&self) -> Option<(u64, u64)> {
-        self.config.bar0().map(|base| (base, BAR_SIZE.into()))
+        self.config.bar0().filter(|_| !self.retired).map(|base| (base, BAR_SIZE.into()))
     }
 
     fn read_bar(&mut self, offset: u64, data: &mut [u8]) {
+        if self.retired {
+            return;
+        }
         let at = offset % REGION;
         match offset - at {
             COMMON => common::read(&mut self.core, &self.msix, at, data),
@@ -286,6 +321,9 @@ impl Function for VirtioPci {
     }
 
     fn write_bar(&mut self, offset: u64, data: &[u8]) {
+        if self.retired {
+            return;
+        }
         let at = offset % REGION;
         match offset - at {
             COMMON => {

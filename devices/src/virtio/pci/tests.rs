@@ -3,7 +3,7 @@
 use super::*;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::hostile;
-use crate::virtio::testing::pci::{BASE, PciBench};
+use crate::virtio::testing::pci::{BASE, Host, PciBench};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use vm_memory::{Bytes, GuestAddress};
@@ -64,6 +64,43 @@ fn doorbells_move_with_the_bar() {
     let moves = bench.host.moves.lock().unwrap().clone();
     assert_eq!(moves, [(None, base + NOTIFY), (Some(base + NOTIFY), base + 0x1_0000 + NOTIFY)]);
     assert!(random(&mut bench));
+}
+
+#[test]
+fn a_function_that_has_left_is_not_there() {
+    let mut bench = bench();
+    bench.start();
+    assert!(random(&mut bench));
+    bench.function.retire().unwrap();
+    let moves = bench.host.moves.lock().unwrap().clone();
+    assert_eq!(moves.last(), Some(&(Some(u64::from(BASE) + NOTIFY), 0)), "doorbells are untied");
+    let routes = bench.host.routes.lock().unwrap().len();
+    bench.function.write_config(4, &[6, 0]);
+    bench.function.write_config(0x10, &0xd018_0000u32.to_le_bytes());
+    bench.write(TABLE + 28, 1, 4);
+    bench.write(TABLE + 16, 0xfee0_1000, 8);
+    bench.write(TABLE + 28, 0, 4);
+    bench.write(0x14, 15, 1);
+    assert_eq!(bench.function.bar(), None);
+    assert_eq!(bench.host.moves.lock().unwrap().len(), moves.len());
+    assert_eq!(bench.host.routes.lock().unwrap().len(), routes, "its GSIs are another's by now");
+    let mut word = [0xff; 4];
+    bench.function.read_config(0, &mut word);
+    bench.function.read_bar(0, &mut word);
+    assert_eq!(word, [0xff; 4]);
+}
+
+#[test]
+fn a_bar_without_a_place_is_not_decoded() {
+    let (mem, host) = (crate::virtio::testing::ram(), Host::default());
+    let device: SharedVirtio = Arc::new(Mutex::new(Rng::new()));
+    let (routes, doorbells) = (Box::new(host.clone()), Box::new(host.clone()));
+    let mut function = VirtioPci::new(mem, device, 0, routes, doorbells).unwrap();
+    function.write_config(4, &[6, 0]);
+    assert_eq!(function.bar(), None);
+    function.write_config(0x10, &0xd014_0000u32.to_le_bytes());
+    assert_eq!(function.bar(), Some((0xd014_0000, BAR_SIZE.into())));
+    assert_eq!(*host.moves.lock().unwrap(), [(None, 0xd014_0000 + NOTIFY)]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Descriptor chains: walked once, checked, then plain data.
 
+use super::place::Place;
 use super::{DESCRIPTOR_LEN, IoVecStore, IoVecs, QueueError, in_ram};
 use crate::virtio::Ram;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{Bytes, GuestAddress};
 
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
@@ -62,7 +63,10 @@ impl Chain {
         let mut rest = data;
         for piece in pieces(&self.readable, offset, rest.len() as u64)? {
             let (head, tail) = rest.split_at_mut(rest.len().min(piece.len as usize));
-            mem.read_slice(head, piece.addr).map_err(|_| outside(piece))?;
+            match Place::of(mem, piece.addr.0, head.len() as u64) {
+                Some(place) => place.read(head),
+                None => mem.read_slice(head, piece.addr).map_err(|_| outside(piece))?,
+            }
             rest = tail;
         }
         Ok(())
@@ -73,7 +77,10 @@ impl Chain {
         let mut rest = data;
         for piece in pieces(&self.writable, offset, rest.len() as u64)? {
             let (head, tail) = rest.split_at(rest.len().min(piece.len as usize));
-            mem.write_slice(head, piece.addr).map_err(|_| outside(piece))?;
+            match Place::of(mem, piece.addr.0, head.len() as u64) {
+                Some(place) => place.write(head),
+                None => mem.write_slice(head, piece.addr).map_err(|_| outside(piece))?,
+            }
             rest = tail;
         }
         Ok(())
@@ -174,24 +181,21 @@ impl Chain {
 /// Reads a descriptor, once: the guest may be changing it.
 fn descriptor(mem: &Ram, table: u64, index: u16) -> Result<Descriptor, QueueError> {
     let len = DESCRIPTOR_LEN;
-    let addr = GuestAddress(table.wrapping_add(u64::from(index) * len));
-    let outside = || QueueError::OutsideRam { what: "descriptor", addr: addr.0, len };
-    let raw = match mem.get_slice(addr, len as usize) {
-        Ok(slice) => u128::from_le(slice.get_ref::<u128>(0).map_err(|_| outside())?.load()),
+    let addr = table.wrapping_add(u64::from(index) * len);
+    let (addr, rest) = match Place::of(mem, addr, len).and_then(|place| place.descriptor()) {
+        Some(raw) => raw,
         // An indirect table needs no alignment, so a descriptor may lie across
         // two regions.
-        Err(_) => {
+        None => {
             let mut bytes = [0; DESCRIPTOR_LEN as usize];
-            mem.read_slice(&mut bytes, addr).map_err(|_| outside())?;
-            u128::from_le_bytes(bytes)
+            let outside = |_| QueueError::OutsideRam { what: "descriptor", addr, len };
+            mem.read_slice(&mut bytes, GuestAddress(addr)).map_err(outside)?;
+            let raw = u128::from_le_bytes(bytes);
+            (raw as u64, (raw >> 64) as u64)
         }
     };
-    Ok(Descriptor {
-        addr: raw as u64,
-        len: (raw >> 64) as u32,
-        flags: (raw >> 96) as u16,
-        next: (raw >> 112) as u16,
-    })
+    let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
+    Ok(Descriptor { addr, len, flags, next })
 }
 
 fn outside(b: Buffer) -> QueueError {

@@ -1,5 +1,6 @@
 //! Guest memory as the kernel's scatter-gather lists, without a copy.
 
+use super::place::Place;
 use super::{Buffer, QueueError};
 use crate::virtio::Ram;
 use libc::iovec;
@@ -29,13 +30,19 @@ impl IoVecStore {
         self.0.clear();
         let mut len = 0;
         for b in buffers {
+            // The kernel writes behind vm-memory's back: say so before.
+            if let Some(place) = Place::of(mem, b.addr.0, b.len.into()) {
+                place.mark_dirty();
+                self.0.push(iovec { iov_base: place.host().cast(), iov_len: place.len() });
+                len += place.len() as u64;
+                continue;
+            }
             for slice in GuestMemoryBackend::get_slices(mem, b.addr, b.len as usize) {
                 let slice = slice.map_err(|_| QueueError::OutsideRam {
                     what: "buffer",
                     addr: b.addr.0,
                     len: b.len.into(),
                 })?;
-                // The kernel writes behind vm-memory's back: say so before.
                 slice.bitmap().mark_dirty(0, slice.len());
                 self.0.push(iovec {
                     iov_base: slice.ptr_guard_mut().as_ptr().cast(),

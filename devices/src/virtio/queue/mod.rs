@@ -22,6 +22,7 @@
 
 mod chain;
 mod iovec;
+mod place;
 #[cfg(test)]
 mod rust_vmm_test;
 #[cfg(test)]
@@ -31,11 +32,12 @@ pub use chain::{Buffer, Chain, MAX_INDIRECT};
 pub use iovec::{IoVecStore, IoVecs};
 
 use super::Ram;
+use place::Place;
 use serde::{Deserialize, Serialize};
 use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The largest queue that the specification allows.
@@ -482,39 +484,39 @@ fn set_halves(addr: &mut u64, low: Option<u32>, high: Option<u32>) {
 
 /// Whether all of `addr .. addr + len` is RAM.
 fn in_ram(mem: &Ram, addr: u64, len: u64) -> bool {
-    let Ok(len) = usize::try_from(len) else { return false };
     // Nearly always it is in one region, and that is the cheaper question.
-    mem.get_slice(GuestAddress(addr), len).is_ok()
-        || GuestMemoryBackend::check_range(mem, GuestAddress(addr), len)
+    Place::of(mem, addr, len).is_some()
+        || usize::try_from(len)
+            .is_ok_and(|len| GuestMemoryBackend::check_range(mem, GuestAddress(addr), len))
 }
 
 // Ring accesses. The sums wrap because only a queue that was never validated
 // could overflow them, and then the access is refused as outside of RAM or
 // ends in the guest's own memory.
 
-fn outside(what: &'static str, addr: GuestAddress, len: u64) -> QueueError {
-    QueueError::OutsideRam { what, addr: addr.0, len }
+fn outside(what: &'static str, addr: u64, len: u64) -> QueueError {
+    QueueError::OutsideRam { what, addr, len }
 }
 
 fn load_u16(mem: &Ram, ring: u64, at: u64, order: Ordering) -> Result<u16, QueueError> {
-    let addr = GuestAddress(ring.wrapping_add(at));
-    mem.load(addr, order).map(u16::from_le).map_err(|_| outside("ring", addr, 2))
+    let addr = ring.wrapping_add(at);
+    let place = Place::of(mem, addr, 2);
+    place.and_then(|place| place.load(order)).ok_or(outside("ring", addr, 2))
 }
 
 fn store_u16(mem: &Ram, ring: u64, at: u64, value: u16, order: Ordering) -> Result<(), QueueError> {
-    let addr = GuestAddress(ring.wrapping_add(at));
-    mem.store(value.to_le(), addr, order).map_err(|_| outside("ring", addr, 2))
+    let addr = ring.wrapping_add(at);
+    let place = Place::of(mem, addr, 2);
+    place.and_then(|place| place.store(value, order)).ok_or(outside("ring", addr, 2))
 }
 
 /// Stores an element of the used ring, which is aligned to 4 only, so that it
 /// may even lie across two regions.
 fn store_u64(mem: &Ram, ring: u64, at: u64, value: u64) -> Result<(), QueueError> {
-    let addr = GuestAddress(ring.wrapping_add(at));
-    if let Ok(slice) = mem.get_slice(addr, 8)
-        && let Ok(place) = slice.get_ref::<u64>(0)
-    {
-        place.store(value.to_le());
+    let addr = ring.wrapping_add(at);
+    if Place::of(mem, addr, 8).and_then(|place| place.store_u64(value)).is_some() {
         return Ok(());
     }
-    mem.write_slice(&value.to_le_bytes(), addr).map_err(|_| outside("ring", addr, 8))
+    let bytes = value.to_le_bytes();
+    mem.write_slice(&bytes, GuestAddress(addr)).map_err(|_| outside("ring", addr, 8))
 }

@@ -38,6 +38,11 @@ impl Doorbells for Host {
         *self.doorbells.lock().expect("no test panicked") = doorbells.to_vec();
         self.moves.lock().expect("no test panicked").push((from, to));
     }
+
+    fn removed(&self, doorbells: &[Arc<EventFd>], step: u64, from: u64) {
+        assert_eq!((step, doorbells.len()), (4, self.doorbells.lock().expect("no panic").len()));
+        self.moves.lock().expect("no test panicked").push((Some(from), 0));
+    }
 }
 
 /// A function with a driver's view of it.

@@ -110,9 +110,11 @@ fn ip_command() -> Check {
 /// Who would serve `--net user`.
 fn user_network() -> Check {
     let name = "user network";
-    match devices::backend::passt::find() {
+    match devices::backend::passt::find_sound() {
         Some(path) => Check::ok(name, format!("by passt, {}", path.display())),
-        None => Check::ok(name, "by microvm itself, for IPv4; the package passt adds IPv6"),
+        None => {
+            Check::ok(name, "by microvm itself, for IPv4; a passt newer than Debian 12's adds IPv6")
+        }
     }
 }
 

@@ -3,15 +3,24 @@
 //! Histogram triggers count inside the kernel: no buffer can overflow, and in a
 //! counting run the figures repeat exactly. They do cost instructions at every
 //! exit, so exits and time are asked for separately.
+//!
+//! Exits between the marks of a guest ([`Trace::Phases`]) are kept one by one,
+//! and counted afterwards: a histogram would not know which came when.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rig::exits::{EVENTS, MARKER_PORT};
 use rig::job::Trace;
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::time::Instant;
 
 const TRACING: &str = "/sys/kernel/tracing";
+/// Room for half a million exits.
+const PHASES_KIB: &str = "49152";
+/// What is counted by phase.
+const PHASE_EVENTS: [&str; 2] = ["kvm_exit", "kvm_userspace_exit"];
 
 /// Tracing in progress.
 pub struct Tracing {
@@ -38,6 +47,14 @@ pub fn start(what: Trace) -> Result<Tracing> {
             put(&format!("events/kvm/{event}/trigger"), &trigger)?;
         }
     }
+    if what == Trace::Phases {
+        put("buffer_size_kb", PHASES_KIB)?;
+        for event in PHASE_EVENTS {
+            // What comes before the first mark is not even recorded.
+            let trigger = format!("enable_event:kvm:{event}:1 if port == {MARKER_PORT:#x}");
+            put("events/kvm/kvm_pio/trigger", &trigger)?;
+        }
+    }
     Ok(Tracing { what, started: Instant::now(), started_mono: monotonic_nanoseconds() })
 }
 
@@ -48,12 +65,23 @@ impl Tracing {
         if self.what == Trace::Nothing {
             return Ok(text);
         }
-        let trace = fs::read_to_string(format!("{TRACING}/trace"))?;
-        for line in trace.lines().filter(|line| !line.starts_with('#')) {
-            if let Some((at, value)) = parse_marker(line) {
+        if self.what == Trace::Phases {
+            nothing_lost()?;
+        }
+        let mut phases: BTreeMap<String, u64> = BTreeMap::new();
+        let mut phase = None;
+        for line in BufReader::new(File::open(format!("{TRACING}/trace"))?).lines() {
+            let line = line?;
+            if let Some((at, value)) = parse_marker(&line) {
                 let since = at.saturating_sub(self.started_mono);
                 writeln!(text, "marker {value:#x} {since}")?;
+                phase = Some(value);
+            } else if let (Some(phase), Some((event, cause))) = (phase, parse_exit(&line)) {
+                *phases.entry(format!("{phase:#x}/{event}/{cause}")).or_default() += 1;
             }
+        }
+        for (key, count) in phases {
+            writeln!(text, "phase {key} {count}")?;
         }
         if self.what == Trace::Exits {
             for (event, _) in EVENTS {
@@ -66,6 +94,18 @@ impl Tracing {
         }
         Ok(text)
     }
+}
+
+/// An error if the buffer had to drop events.
+fn nothing_lost() -> Result<()> {
+    for cpu in fs::read_dir(format!("{TRACING}/per_cpu"))? {
+        let text = fs::read_to_string(cpu?.path().join("stats"))?;
+        let overrun = text.lines().find_map(|line| line.strip_prefix("overrun: "));
+        if overrun.is_none_or(|count| count.trim() != "0") {
+            bail!("more exits than the trace buffer holds");
+        }
+    }
+    Ok(())
 }
 
 fn monotonic_nanoseconds() -> u128 {
@@ -93,4 +133,14 @@ fn parse_marker(line: &str) -> Option<(u128, u64)> {
     let scale = 10u128.checked_pow(9u32.checked_sub(u32::try_from(fraction.len()).ok()?)?)?;
     let at = seconds.parse::<u128>().ok()? * 1_000_000_000 + fraction.parse::<u128>().ok()? * scale;
     Some((at, u64::from_str_radix(value, 16).ok()?))
+}
+
+/// `microvm-120 [000] d..1. 1.234567: kvm_exit: vcpu 0 reason npf rip 0xffff info1 0x0 …` and
+/// `… kvm_userspace_exit: reason KVM_EXIT_MMIO (6)`: the event and its cause.
+fn parse_exit(line: &str) -> Option<(&'static str, String)> {
+    PHASE_EVENTS.into_iter().find_map(|event| {
+        let (_, words) = line.split_once(&format!(" {event}: "))?;
+        let cause = words.split_once("reason ")?.1.split(' ').next()?.to_lowercase();
+        Some((event, cause.trim_start_matches("kvm_exit_").replace('/', "-")))
+    })
 }
