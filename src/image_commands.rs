@@ -45,8 +45,8 @@ pub enum ImageCommand {
     },
     /// Tell what an image is: kind, size, processor, configuration, layers
     ///
-    /// Besides the sources of microvm build this takes its files, disk images
-    /// (ext4, squashfs, erofs) and SIF. Nothing is unpacked.
+    /// Besides the sources of microvm build this takes its files, disk
+    /// images (ext4, squashfs, erofs) and SIF. Nothing is unpacked.
     #[command(verbatim_doc_comment)]
     Inspect {
         /// The image

@@ -46,7 +46,7 @@ pub struct RunArgs {
     /// Where the job's root file system comes from
     pub image: OsString,
 
-    /// The program and its arguments; the latter alone, if the image has a program
+    /// The program and its arguments, or those of the image's own
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<OsString>,
 
@@ -61,14 +61,14 @@ pub struct RunArgs {
 
     /// Number of vCPUs, 1 to 32
     ///
-    /// Else as many processors as the scheduler's mask, cgroups and Slurm allow.
+    /// Else as many as the scheduler's mask, cgroups and Slurm allow.
     #[arg(verbatim_doc_comment, long, value_name = "N", help_heading = "The machine")]
     pub cpus: Option<u32>,
 
     /// Guest memory, like 512M or 2G
     ///
-    /// Else what cgroups and Slurm allow; without a limit half of this host's
-    /// memory, but at most 4G. The host gives it as the guest touches it.
+    /// Else what cgroups and Slurm allow; without a limit half of the host's
+    /// memory, at most 4G. The host gives it as the guest touches it.
     #[arg(verbatim_doc_comment, long, value_name = "SIZE", help_heading = "The machine")]
     pub memory: Option<Size>,
 
@@ -78,9 +78,10 @@ pub struct RunArgs {
 
     /// The job's network: none or user[,FIELD=VALUE]… [default: user]
     ///
-    /// user reaches what the user of microvm reaches, and is reached at ports
-    /// that hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT names; see --net of microvm
-    /// itself. The monitor moves the packets unless backend=passt is given.
+    /// user reaches what the user of microvm reaches, and is reached at the
+    /// ports that hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT names; see --net of
+    /// microvm itself. microvm moves the packets unless backend=passt is
+    /// given.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -94,8 +95,8 @@ pub struct RunArgs {
     /// If this host lacks something that isolates: best, report or strict
     ///
     /// The monitor gives up system calls, files, connections, privileges and
-    /// capabilities that it does not need. best takes what there is, report tells
-    /// it on standard error, and strict runs nothing without all.
+    /// capabilities that it does not need. best takes what there is, report
+    /// tells it on standard error, and strict runs nothing without all.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -110,7 +111,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME[=VALUE]", help_heading = "The job")]
     pub env: Vec<String>,
 
-    /// Keep none of the caller's variables but HOME, LANG, LOGNAME, TERM and USER
+    /// Keep no variable but HOME, LANG, LOGNAME, TERM and USER
     #[arg(long, help_heading = "The job")]
     pub cleanenv: bool,
 
@@ -120,8 +121,8 @@ pub struct RunArgs {
 
     /// Run PROGRAM even if the image has a program of its own
     ///
-    /// Else what follows the image are arguments of an OCI image's entrypoint,
-    /// or of the runscript of Singularity's.
+    /// Else what follows the image are arguments of an OCI image's
+    /// entrypoint, or of the runscript of Singularity's.
     #[arg(verbatim_doc_comment, long, help_heading = "The job")]
     pub exec: bool,
 
@@ -143,7 +144,7 @@ pub struct RunArgs {
 
     /// Share nothing but what --bind says
     ///
-    /// Without it the job has $HOME, the working directory, /tmp and /var/tmp.
+    /// Else the job has $HOME, the working directory, /tmp and /var/tmp.
     #[arg(short = 'c', long, verbatim_doc_comment, help_heading = "Files")]
     pub contain: bool,
 
