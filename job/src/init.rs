@@ -1,13 +1,20 @@
 //! The init of a job's guest, and the initramfs that it comes in
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
+use flate2::read::DeflateDecoder;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
 
-/// The program, built by `build.rs`.
-const PROGRAM: &[u8] = include_bytes!(env!("MICROVM_INIT"));
+/// The program, built and packed by `build.rs`.
+const PACKED: &[u8] = include_bytes!(env!("MICROVM_INIT"));
+
+fn program() -> io::Result<Vec<u8>> {
+    let mut program = Vec::with_capacity(PACKED.len() * 2);
+    DeflateDecoder::new(PACKED).read_to_end(&mut program)?;
+    Ok(program)
+}
 
 /// `S_IFREG`, `S_IFDIR`, `S_IFCHR`.
 const FILE: u32 = 0o100_000;
@@ -24,18 +31,18 @@ pub fn initramfs() -> io::Result<(File, PathBuf)> {
             fd => File::from_raw_fd(fd),
         }
     };
-    file.write_all(&archive())?;
+    file.write_all(&archive(&program()?))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok((file, path.into()))
 }
 
-fn archive() -> Vec<u8> {
-    let mut archive = Vec::with_capacity(PROGRAM.len() + 1024);
+fn archive(program: &[u8]) -> Vec<u8> {
+    let mut archive = Vec::with_capacity(program.len() + 1024);
     entry(&mut archive, "dev", DIRECTORY | 0o755, (0, 0), &[]);
     // Opened for init before there is anything else.
     entry(&mut archive, "dev/console", DEVICE | 0o600, (5, 1), &[]);
     entry(&mut archive, "dev/null", DEVICE | 0o666, (1, 3), &[]);
-    entry(&mut archive, "init", FILE | 0o755, (0, 0), PROGRAM);
+    entry(&mut archive, "init", FILE | 0o755, (0, 0), program);
     entry(&mut archive, "TRAILER!!!", 0, (0, 0), &[]);
     archive
 }
@@ -64,7 +71,7 @@ fn pad(to: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek};
+    use std::io::Seek;
 
     #[test]
     fn the_archive_is_one_that_cpio_reads() {
@@ -86,7 +93,7 @@ mod tests {
             names.push(String::from_utf8(bytes[name..name + name_len - 1].to_vec()).unwrap());
             let content = (name + name_len).next_multiple_of(4);
             if names.last().unwrap() == "init" {
-                assert_eq!(&bytes[content..content + size], PROGRAM);
+                assert_eq!(&bytes[content..content + size], program().unwrap());
             }
             at = (content + size).next_multiple_of(4);
             if names.last().unwrap() == "TRAILER!!!" {
@@ -99,12 +106,13 @@ mod tests {
 
     #[test]
     fn the_program_is_small_and_needs_nothing_else() {
-        assert!(PROGRAM.len() < 1300 << 10, "{} bytes", PROGRAM.len());
+        let program = program().unwrap();
+        assert!(program.len() < 1300 << 10, "{} bytes", program.len());
         // An ELF executable (type 2) without an interpreter (PT_INTERP, 3).
-        assert_eq!(&PROGRAM[..4], b"\x7fELF");
-        assert_eq!(PROGRAM[16], 2);
+        assert_eq!(&program[..4], b"\x7fELF");
+        assert_eq!(program[16], 2);
         let number = |at: usize, len: usize| {
-            PROGRAM[at..at + len].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b))
+            program[at..at + len].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b))
         };
         let (offset, size, count) = (number(32, 8), number(54, 2), number(56, 2));
         assert!((0..count).all(|i| number(offset + i * size, 4) != 3));

@@ -41,6 +41,8 @@ status=$?
 head -n 1 \"$DISK\"
 exit $status
 ";
+/// Whose shell and tools run it.
+const BUSYBOX: &str = "/bin/busybox";
 /// What must be seen of it.
 const SEEN: [&str; 4] = [
     "the guest has 42 reasons and 2 processors",
@@ -163,6 +165,9 @@ fn shadow_page_tables() -> Result<()> {
 /// The monitor under VT-x: a guest with two processors boots from its disk,
 /// reaches the host over a TAP, and what it writes to a disk is in the file.
 fn vtx_smoke(kit: &Kit) -> Result<()> {
+    if !Path::new(BUSYBOX).exists() {
+        rig::install_packages(&["busybox-static"])?;
+    }
     let monitor = workspace::build_monitor()?;
     let directory = workspace::target_directory().join("kit");
     let (script, run, disk) =
@@ -174,7 +179,7 @@ fn vtx_smoke(kit: &Kit) -> Result<()> {
         emulation: Emulation::Vtx,
         limit: Some(Duration::from_secs(900)),
         memory_mib: 640,
-        files: vec!["/bin/busybox".into(), monitor.clone(), kit.kernel.clone(), kit.root.clone()]
+        files: vec![BUSYBOX.into(), monitor.clone(), kit.kernel.clone(), kit.root.clone()]
             .into_iter()
             .chain([run.clone(), disk.clone()])
             .collect(),
@@ -187,8 +192,7 @@ fn vtx_smoke(kit: &Kit) -> Result<()> {
         text.push(image);
         text
     };
-    let mut command: Vec<OsString> =
-        ["/bin/busybox", "sh", "-c", HOST, "sh"].map(OsString::from).into();
+    let mut command: Vec<OsString> = [BUSYBOX, "sh", "-c", HOST, "sh"].map(OsString::from).into();
     command.extend([path(&monitor), "--kernel".into(), path(&kit.kernel)]);
     command.extend(["--rootfs".into(), path(&kit.root)]);
     command.extend(["--disk".into(), disk_of(&run), "--disk".into(), disk_of(&disk)]);
