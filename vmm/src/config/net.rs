@@ -1,6 +1,7 @@
 //! Network cards, as their user asks for them.
 
 use super::ConfigError;
+use super::disk::is_default;
 use super::fields::Fields;
 use super::limit::Limit;
 use devices::virtio::net::{MAX_PAIRS, MTUS};
@@ -39,10 +40,6 @@ pub struct Net {
     /// Whether the host's kernel moves the frames.
     #[serde(default, skip_serializing_if = "is_default")]
     pub vhost: Vhost,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// Whether the host's kernel moves a card's frames (vhost-net).

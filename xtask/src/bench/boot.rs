@@ -50,13 +50,7 @@ impl BootArguments {
         let directory = target_directory().join("bench");
         fs::create_dir_all(&directory)?;
         let kit = Kit::prepare()?;
-        let mut subjects = vec![Subject::this_build()?];
-        for other in &self.other {
-            subjects.push(Subject::other(other)?);
-        }
-        if !self.no_qemu {
-            subjects.push(Subject::qemu()?);
-        }
+        let subjects = Subject::all(&self.other, !self.no_qemu)?;
         let bench = Bench { kit: &kit, scratch: &directory, starts: self.starts };
         let all: Vec<Figures> = subjects.iter().map(|subject| bench.measure(subject)).collect();
         print!("{}", report::table(&all));

@@ -58,13 +58,7 @@ impl IoArguments {
         let kit = Kit::prepare()?;
         let disk = directory.join("io.img");
         File::create(&disk)?.set_len(DISK_BYTES)?;
-        let mut subjects = vec![Subject::this_build()?];
-        for other in &self.other {
-            subjects.push(Subject::other(other)?);
-        }
-        if !self.no_qemu {
-            subjects.push(Subject::qemu()?);
-        }
+        let mut subjects = Subject::all(&self.other, !self.no_qemu)?;
         if self.pci {
             let more: Vec<_> = subjects.iter().filter_map(Subject::on_pci).collect();
             subjects.extend(more);

@@ -74,6 +74,18 @@ const QEMU_MACHINE: &str =
     "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on";
 
 impl Subject {
+    /// This build, the others in their order, and QEMU if it is wanted.
+    pub fn all(others: &[String], qemu: bool) -> Result<Vec<Self>> {
+        let mut subjects = vec![Self::this_build()?];
+        for other in others {
+            subjects.push(Self::other(other)?);
+        }
+        if qemu {
+            subjects.push(Self::qemu()?);
+        }
+        Ok(subjects)
+    }
+
     /// This checkout, built as it is shipped.
     pub fn this_build() -> Result<Self> {
         let program = workspace::build_monitor()?;

@@ -54,9 +54,17 @@ pub struct Place {
 /// A card on an event loop.
 pub trait Card: Send {
     /// What connects it.
-    fn wire(&self) -> &Wire;
+    fn wire(&mut self) -> &mut Wire;
+    /// Sends what waits.
+    fn transmit(&mut self);
+    /// Receives what there is room for.
+    fn receive(&mut self);
     /// Sends and receives what can be.
-    fn work(&mut self);
+    fn work(&mut self) {
+        self.transmit();
+        self.wire().flush();
+        self.receive();
+    }
 }
 
 /// A card's connection.
@@ -145,8 +153,9 @@ impl Worker {
     }
 
     fn descriptors(&self) -> [Option<RawFd>; 2] {
-        let card = lock(&self.card);
-        [Some(card.wire().kick.as_raw_fd()), card.wire().backend.source()]
+        let mut card = lock(&self.card);
+        let wire = card.wire();
+        [Some(wire.kick.as_raw_fd()), wire.backend.source()]
     }
 }
 

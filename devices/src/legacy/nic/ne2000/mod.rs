@@ -311,59 +311,11 @@ impl Ne2000 {
         self.state.cr & (STP | STA) == STA
     }
 
-    fn transmit(&mut self) {
-        if !self.is_on() || self.state.cr & TXP == 0 {
-            return;
-        }
-        self.state.cr &= !TXP;
-        let len = usize::from(u16::from_le_bytes(self.state.tbcr));
-        let start = (usize::from(self.state.tpsr) * PAGE).checked_sub(MEMORY);
-        let frame = start.and_then(|start| self.state.memory.get(start..start + len));
-        match frame.filter(|frame| frame.len() <= MAX_FRAME) {
-            Some(frame) => {
-                if self.state.tcr & LOOPBACK == 0 {
-                    self.wire.send(frame);
-                }
-                self.state.tsr = TSR_PTX;
-                self.raise(PTX);
-            }
-            None => {
-                self.state.tsr = TSR_ABT;
-                self.raise(TXE);
-            }
-        }
-    }
-
     /// The ring in pages of the card's memory, if it is one.
     fn ring(&self) -> Option<std::ops::Range<usize>> {
         let pages = |page: u8| usize::from(page).checked_sub(MEMORY / PAGE);
         let (start, stop) = (pages(self.state.pstart)?, pages(self.state.pstop)?);
         (start < stop && stop <= MEMORY_SIZE / PAGE).then_some(start..stop)
-    }
-
-    fn receive(&mut self) {
-        for _ in 0..SHARE {
-            let Some(ring) = self.ring().filter(|_| self.is_on()) else { return };
-            // Where the next frame goes, and where the driver reads.
-            let page = |page: u8| usize::from(page).wrapping_sub(MEMORY / PAGE);
-            let (next, read) = (page(self.state.curr), page(self.state.bnry));
-            if !ring.contains(&next) {
-                return;
-            }
-            let Some(frame) = self.wire.receive() else { return };
-            let Some(status) = self.accepts(&frame) else { continue };
-            let need = (HEADER + frame.len() + CHECK_SEQUENCE).div_ceil(PAGE);
-            let free = match read.checked_sub(next) {
-                Some(free @ 1..) => free,
-                _ => ring.len().saturating_sub(next.saturating_sub(read)),
-            };
-            if need >= free.min(ring.len()) {
-                self.wire.keep(frame);
-                return;
-            }
-            self.store(&ring, next, need, &frame, status);
-        }
-        self.wire.kick();
     }
 
     fn accepts(&self, frame: &[u8]) -> Option<u8> {
@@ -428,14 +380,56 @@ impl Ne2000 {
 }
 
 impl Card for Ne2000 {
-    fn wire(&self) -> &Wire {
-        &self.wire
+    fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
     }
 
-    fn work(&mut self) {
-        self.transmit();
-        self.wire.flush();
-        self.receive();
+    fn transmit(&mut self) {
+        if !self.is_on() || self.state.cr & TXP == 0 {
+            return;
+        }
+        self.state.cr &= !TXP;
+        let len = usize::from(u16::from_le_bytes(self.state.tbcr));
+        let start = (usize::from(self.state.tpsr) * PAGE).checked_sub(MEMORY);
+        let frame = start.and_then(|start| self.state.memory.get(start..start + len));
+        match frame.filter(|frame| frame.len() <= MAX_FRAME) {
+            Some(frame) => {
+                if self.state.tcr & LOOPBACK == 0 {
+                    self.wire.send(frame);
+                }
+                self.state.tsr = TSR_PTX;
+                self.raise(PTX);
+            }
+            None => {
+                self.state.tsr = TSR_ABT;
+                self.raise(TXE);
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        for _ in 0..SHARE {
+            let Some(ring) = self.ring().filter(|_| self.is_on()) else { return };
+            // Where the next frame goes, and where the driver reads.
+            let page = |page: u8| usize::from(page).wrapping_sub(MEMORY / PAGE);
+            let (next, read) = (page(self.state.curr), page(self.state.bnry));
+            if !ring.contains(&next) {
+                return;
+            }
+            let Some(frame) = self.wire.receive() else { return };
+            let Some(status) = self.accepts(&frame) else { continue };
+            let need = (HEADER + frame.len() + CHECK_SEQUENCE).div_ceil(PAGE);
+            let free = match read.checked_sub(next) {
+                Some(free @ 1..) => free,
+                _ => ring.len().saturating_sub(next.saturating_sub(read)),
+            };
+            if need >= free.min(ring.len()) {
+                self.wire.keep(frame);
+                return;
+            }
+            self.store(&ring, next, need, &frame, status);
+        }
+        self.wire.kick();
     }
 }
 

@@ -337,49 +337,6 @@ impl Rtl8139 {
         self.wire.kick();
     }
 
-    /// Sends what waits, in turn.
-    fn transmit(&mut self) {
-        for _ in 0..SLOTS {
-            let slot = self.state.turn % SLOTS;
-            let on = self.state.registers[CR] & TE != 0 && self.config.bus_master();
-            if !on || !std::mem::take(&mut self.state.ready[slot]) {
-                return;
-            }
-            self.state.turn = (slot + 1) % SLOTS;
-            let (at, address) = (TSD + 4 * slot, self.long(TSAD + 4 * slot));
-            let status = self.long(at);
-            let mut frame = vec![0; (status & TSD_SIZE) as usize];
-            let good = frame.len() <= MAX_TRANSMIT
-                && self.mem.read_slice(&mut frame, GuestAddress(address.into())).is_ok();
-            if good && self.long(TCR) & LOOPBACK == 0 {
-                self.wire.send(&frame);
-            }
-            let end = if good { TOK } else { TABT };
-            self.put(at, &(status & TSD_WRITABLE | OWN | end).to_le_bytes());
-            self.raise(if good { ISR_TOK } else { ISR_TER });
-        }
-    }
-
-    /// Receives what there is room for.
-    fn receive(&mut self) {
-        for _ in 0..SHARE {
-            if self.state.registers[CR] & RE == 0 || !self.config.bus_master() {
-                return;
-            }
-            let Some(frame) = self.wire.receive() else { return };
-            let Some(status) = self.accepts(&frame) else { continue };
-            // Header and checksum; the ring is never filled up, or it would look
-            // empty.
-            let need = (frame.len() as u32 + 8).next_multiple_of(4);
-            if self.unread() + need >= self.ring() {
-                self.wire.keep(frame);
-                return;
-            }
-            self.store(&frame, status, need);
-        }
-        self.wire.kick();
-    }
-
     fn accepts(&self, frame: &[u8]) -> Option<u16> {
         let rcr = self.long(RCR);
         let registers = &self.state.registers;
@@ -437,14 +394,49 @@ impl Rtl8139 {
 }
 
 impl Card for Rtl8139 {
-    fn wire(&self) -> &Wire {
-        &self.wire
+    fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
     }
 
-    fn work(&mut self) {
-        self.transmit();
-        self.wire.flush();
-        self.receive();
+    fn transmit(&mut self) {
+        for _ in 0..SLOTS {
+            let slot = self.state.turn % SLOTS;
+            let on = self.state.registers[CR] & TE != 0 && self.config.bus_master();
+            if !on || !std::mem::take(&mut self.state.ready[slot]) {
+                return;
+            }
+            self.state.turn = (slot + 1) % SLOTS;
+            let (at, address) = (TSD + 4 * slot, self.long(TSAD + 4 * slot));
+            let status = self.long(at);
+            let mut frame = vec![0; (status & TSD_SIZE) as usize];
+            let good = frame.len() <= MAX_TRANSMIT
+                && self.mem.read_slice(&mut frame, GuestAddress(address.into())).is_ok();
+            if good && self.long(TCR) & LOOPBACK == 0 {
+                self.wire.send(&frame);
+            }
+            let end = if good { TOK } else { TABT };
+            self.put(at, &(status & TSD_WRITABLE | OWN | end).to_le_bytes());
+            self.raise(if good { ISR_TOK } else { ISR_TER });
+        }
+    }
+
+    fn receive(&mut self) {
+        for _ in 0..SHARE {
+            if self.state.registers[CR] & RE == 0 || !self.config.bus_master() {
+                return;
+            }
+            let Some(frame) = self.wire.receive() else { return };
+            let Some(status) = self.accepts(&frame) else { continue };
+            // Header and checksum; the ring is never filled up, or it would look
+            // empty.
+            let need = (frame.len() as u32 + 8).next_multiple_of(4);
+            if self.unread() + need >= self.ring() {
+                self.wire.keep(frame);
+                return;
+            }
+            self.store(&frame, status, need);
+        }
+        self.wire.kick();
     }
 }
 
