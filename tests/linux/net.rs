@@ -21,6 +21,7 @@ pub fn tests() -> Vec<Trial> {
         trial("net::queues_and_jumbo_frames_over_pci", || streams("pci", "off")),
         trial("net::the_kernel_moves_the_frames_over_mmio", || streams("mmio", "on")),
         trial("net::the_kernel_moves_the_frames_over_pci", || streams("pci", "on")),
+        trial("net::the_link_follows_the_interface", link),
         trial("net::limits_hold_within_5_percent_each_way", limits),
     ]
 }
@@ -169,6 +170,26 @@ fn mac() -> Verdict {
     Ok(Completion::Completed)
 }
 
+/// The guest sees its cable pulled out when the host's interface goes down, and
+/// put back when it comes up.
+fn link() -> Verdict {
+    let Some(tap) = HostTap::new("mvlink", 9) else { return unavailable() };
+    let host = tap.host();
+    let script = format!(
+        "carrier() {{ until [ $(cat /sys/class/net/eth0/carrier) = $1 ]; do sleep 0.1; done; }}
+         carrier 1; echo is=there; carrier 0; echo is=gone
+         carrier 1; ping -c 1 -W 5 {host} >/dev/null && echo is=back"
+    );
+    let mut started = tap.guest(&script).start();
+    started.expect("is=there")?;
+    ip("link set mvlink down");
+    started.expect("is=gone")?;
+    ip("link set mvlink up");
+    let outcome = started.wait()?.script_passed()?;
+    check(outcome.console.contains("is=back"), "and the network works again", &outcome)?;
+    Ok(Completion::Completed)
+}
+
 /// The host's iperf3, listening; gone when it is dropped.
 struct Iperf(Child);
 
@@ -292,8 +313,8 @@ fn limits() -> Verdict {
         sleep 8; time=$(($(now) - start)); look
         echo rx_bytes=$(((a - $1) * 100 / time)); echo rx_frames=$(((b - $2) * 10000 / time))
         echo tx_bytes=$(((c - $3) * 100 / time)); echo tx_frames=$(((d - $4) * 10000 / time))";
-    let mut guest = taps[0].guest_with(",rate=64K:64K", script);
-    for (tap, limit) in taps.iter().skip(1).zip(["ops=50:50", "rate=64K:64K", "ops=10:10"]) {
+    let mut guest = taps[0].guest_with(",rate=64K", script);
+    for (tap, limit) in taps.iter().skip(1).zip(["ops=50", "rate=64K", "ops=10"]) {
         guest = guest.arg("--net").arg(format!("tap={},{limit}", tap.name));
     }
     let outcome = guest.run();

@@ -212,7 +212,8 @@ impl Subject {
             Kind::CloudHypervisor => {
                 let line = format!("quiet console=ttyS0 root=/dev/vda ro init={}", guest.init);
                 add(&["--kernel", kernel, "--cmdline", &line, "--serial", "tty"]);
-                add(&["--console", "off", "--cpus", "boot=1"]);
+                // It has a word to say for each of the guest's marks.
+                add(&["--console", "off", "--cpus", "boot=1", "--log-file", "/dev/null"]);
                 add(&["--memory", &format!("size={memory}M"), "--disk"]);
                 add(&[&format!("path={root},readonly=on,image_type=raw")]);
                 if let Some(Peers { disk, tap, uds }) = &guest.peers {
