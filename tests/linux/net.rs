@@ -290,25 +290,29 @@ fn limits() -> Verdict {
     let flood = std::thread::spawn(move || {
         let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else { return };
         while !stopped.load(Ordering::Relaxed) {
-            // Nobody is there at first, and later the way is full.
-            let _ = socket.send_to(&[0; 1000], "10.77.5.2:9");
-            let _ = socket.send_to(&[0; 100], "10.77.6.2:9");
-            std::thread::sleep(Duration::from_millis(10));
+            // Nobody is there at first, and later the way is full. This may come
+            // to its turn much less often than it wants.
+            for _ in 0..4 {
+                let _ = socket.send_to(&[0; 1000], "10.77.5.2:9");
+                let _ = socket.send_to(&[0; 100], "10.77.6.2:9");
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     });
     let listeners =
         [TcpListener::bind((taps[2].host(), 9))?, TcpListener::bind((taps[3].host(), 9))?];
     for listener in listeners {
         std::thread::spawn(move || {
-            let accepted = listener.accept();
-            accepted.and_then(|(mut from, _)| std::io::copy(&mut from, &mut std::io::sink()))
+            for mut from in listener.incoming().flatten() {
+                std::thread::spawn(move || std::io::copy(&mut from, &mut std::io::sink()));
+            }
         });
     }
     let script = "for i in 1 2 3; do ip addr add 10.77.$((i + 5)).2/24 dev eth$i; ip link set eth$i up; done
         now() { read -r up rest </proc/uptime; echo ${up%.*}${up#*.}; }
         at() { read -r $1 </sys/class/net/$2/statistics/$3; }
         look() { at a eth0 rx_bytes; at b eth1 rx_packets; at c eth2 tx_bytes; at d eth3 tx_packets; }
-        nc 10.77.7.1 9 </dev/zero & nc 10.77.8.1 9 </dev/zero &
+        for i in 1 2 3 4; do nc 10.77.7.1 9 </dev/zero & nc 10.77.8.1 9 </dev/zero & done
         sleep 3; start=$(now); look; set -- $a $b $c $d
         sleep 8; time=$(($(now) - start)); look
         echo rx_bytes=$(((a - $1) * 100 / time)); echo rx_frames=$(((b - $2) * 10000 / time))

@@ -204,7 +204,8 @@ impl Subject {
                 if self.pci {
                     add(&["--enable-pci"]);
                 }
-                let file = scratch.join("firecracker.json");
+                let name = if self.pci { "firecracker-pci.json" } else { "firecracker.json" };
+                let file = scratch.join(name);
                 fs::write(&file, configuration.to_string())?;
                 add(&["--no-api", "--level", "Error", "--config-file", utf8(&file)?]);
                 files.push(file);
