@@ -4,7 +4,7 @@ use crate::{Error, args, print, print_json, style};
 use clap::Args;
 use measure::{Clock, Options, Subject};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use vmm::config::Disk;
 use vmm::exit::status;
@@ -86,7 +86,10 @@ impl Target {
     }
 
     fn write(mut self, text: &str) -> Result<(), Error> {
-        let written = self.file.set_len(0).and_then(|()| self.file.write_all(text.as_bytes()));
+        // A pipe or a terminal has no length.
+        let is_file = self.file.metadata().is_ok_and(|about| about.is_file());
+        let cut = if is_file { self.file.set_len(0) } else { Ok(()) };
+        let written = cut.and_then(|()| self.file.write_all(text.as_bytes()));
         written.map_err(|error| Error::Report(self.path, error))
     }
 }
@@ -117,7 +120,12 @@ impl SpectrumArgs {
             quick: self.quick,
             clock: if self.counted { Clock::Instructions } else { Clock::Nanoseconds },
         };
-        let report = measure::measure(&options, |mode| eprintln!("microvm: measuring {mode} …"))?;
+        let watched = io::stderr().is_terminal();
+        let report = measure::measure(&options, |mode| {
+            if watched {
+                eprintln!("microvm: measuring {mode} …");
+            }
+        })?;
         if to_output {
             print_json(&report)?;
         } else {

@@ -1,7 +1,7 @@
 //! Figures from what was recorded.
 
 use crate::Subject;
-use crate::names::{Map, is_port};
+use crate::names::{Map, PROCESSOR, is_port};
 use crate::report::{
     Boot, Clock, Figure, Gap, Log, Milestone, Mode, Reason, Register, Step, Value,
 };
@@ -102,7 +102,9 @@ fn second(pair: &Ran, clock: Clock) -> Value {
     {
         // The sender waits for a processor that does not run meanwhile.
         (*time, *cpu_time) = (None, None);
-        *note = "without time: this host has one processor for both of the guest's".to_owned();
+        *note = "without time, and with exits of the wait: this host has one processor for both of the \
+                 guest's"
+            .to_owned();
     }
     value
 }
@@ -264,7 +266,9 @@ impl<'a> Interval<'a> {
         let each = |n: u64| n as f64 / f64::from(count.max(1));
         let register = |((_, address), (kind, reads, writes))| {
             let (device, name) = map.name(kind, address);
-            let address = format!("{address:#x}");
+            // What is no register has none.
+            let address =
+                if device == PROCESSOR { "-".to_owned() } else { format!("{address:#x}") };
             Register { address, device, name, reads: each(reads), writes: each(writes) }
         };
         sorted.into_iter().take(most).map(register).collect()

@@ -86,6 +86,8 @@ pub fn measure(options: &Options, mut progress: impl FnMut(&str)) -> Result<Repo
         let bench = run::Bench { options, initramfs: &initramfs, peer: peer.port };
         match bench.run(subject) {
             Ok(mode) => modes.push(mode),
+            // The same in every mode: what the user gave can't be used.
+            Err(error) if error.status() == vmm::exit::status::INPUT => return Err(error),
             Err(error) => {
                 modes.push(Mode::failed(subject, error.to_string()));
                 failure.get_or_insert(error);

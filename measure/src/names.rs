@@ -31,6 +31,9 @@ enum Chip {
     LocalApic,
 }
 
+/// Who exits without touching a register.
+pub const PROCESSOR: &str = "processor";
+
 /// A device's part of each PCI window; a virtio function's BAR.
 const PARTS: u64 = 32;
 const MEMORY_PART: u64 = layout::PCI_WINDOW_SIZE / PARTS;
@@ -291,9 +294,9 @@ impl Map {
     /// Which device has a register, and what it calls it.
     pub fn name(&self, kind: Kind, address: u64) -> (String, String) {
         match kind {
-            Kind::Halt => return ("processor".to_owned(), "HLT".to_owned()),
-            Kind::Window => return ("processor".to_owned(), "interrupt window".to_owned()),
-            Kind::Called => return ("processor".to_owned(), "called for an interrupt".to_owned()),
+            Kind::Halt => return (PROCESSOR.to_owned(), "HLT".to_owned()),
+            Kind::Window => return (PROCESSOR.to_owned(), "interrupt window".to_owned()),
+            Kind::Called => return (PROCESSOR.to_owned(), "called for an interrupt".to_owned()),
             _ => {}
         }
         match self.range(kind, address) {

@@ -21,6 +21,8 @@ struct Column<'a> {
 pub fn table(report: &Report) -> String {
     let clock = report.place.clock;
     let time = |value: f64| time(value, clock);
+    // Columns are narrow.
+    let tight = |value: f64| time(value).replace(' ', "");
     let mut out = String::new();
     let _ = writeln!(out, "{}", wrapped(&report.place.sentence()));
     if report.place.quick {
@@ -75,7 +77,7 @@ pub fn table(report: &Report) -> String {
     let all: Vec<_> = timed.iter().map(|(_, operation)| times(operation)).collect();
     let columns = timed.iter().zip(&all);
     let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &time })
+        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &tight })
         .collect();
     let heading = match clock {
         Clock::Nanoseconds => "Time of each",
@@ -242,6 +244,7 @@ fn write_registers(out: &mut String, report: &Report) {
 /// `26×`.
 fn factor(factor: f64) -> String {
     match factor {
+        f if f < 0.095 => format!("{f:.2}×"),
         f if f < 9.95 => format!("{f:.1}×"),
         f => format!("{f:.0}×"),
     }

@@ -360,8 +360,8 @@ fn pin(processor: usize) -> io::Result<()> {
 /// Tells the kernel's messages, each with its time, and a `*` where a driver speaks
 /// of a device (`Documentation/ABI/testing/dev-kmsg`).
 fn tell_log() {
-    const MOST: usize = 300;
-    const WIDTH: usize = 70;
+    const MOST: usize = 800;
+    const WIDTH: usize = 60;
     let mut options = File::options();
     let Ok(mut log) = options.read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg") else {
         return tell("why log /dev/kmsg can't be read");
