@@ -23,8 +23,9 @@ pub fn cost(subject: &Subject, costs: &[Cost]) -> Value {
     match costs.iter().find(|cost| cost.operation == operation) {
         Some(cost) => Value::Measured {
             count: 1,
-            time: Some(cost.nanoseconds),
-            cpu_time: Some(cost.nanoseconds),
+            // Less than the loop around it varies by is no figure.
+            time: Some(cost.nanoseconds).filter(|time| *time > 0.0),
+            cpu_time: Some(cost.nanoseconds).filter(|time| *time > 0.0),
             exits: cost.exits,
             user_exits: cost.user_exits,
             bytes: None,
