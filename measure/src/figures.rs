@@ -12,7 +12,7 @@ use vmm::exit::Exit;
 use vmm::record::{Access, Kind, Mark};
 
 /// Registers of the boot, of an operation, and gaps of the log that are told.
-const TOP: usize = 24;
+const TOP: usize = 256;
 const FEW: usize = 12;
 const GAPS: usize = 5;
 /// What the measuring init writes into the kernel's log as it starts.
