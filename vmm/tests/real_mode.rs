@@ -188,6 +188,7 @@ fn setup_code_gets_its_answers_from_the_bios() {
         counts: Default::default(),
         controllers: None,
         late: None,
+        recorder: None,
     };
     let running = vcpu.start(|| ()).unwrap();
     let start = Instant::now();

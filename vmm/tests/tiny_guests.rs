@@ -137,6 +137,7 @@ impl Tiny {
             counts: Default::default(),
             controllers: None,
             late: None,
+            recorder: None,
         };
         vcpu.start(|| ()).unwrap()
     }
