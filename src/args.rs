@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::compare::CompareArgs;
 use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
 use crate::run::RunArgs;
@@ -438,6 +439,7 @@ pub enum Command {
         json: bool,
     },
     Ctl(CtlArgs),
+    Compare(Box<CompareArgs>),
     Run(Box<RunArgs>),
     #[command(flatten)]
     Image(ImageCommand),

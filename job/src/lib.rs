@@ -9,9 +9,9 @@
 pub mod caller;
 mod error;
 pub mod image;
-mod init;
+pub mod init;
 mod isolation;
-mod kernel;
+pub mod kernel;
 pub mod options;
 mod plan;
 mod relay;
