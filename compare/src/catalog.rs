@@ -120,7 +120,7 @@ const fn metric(name: &'static str, title: &'static str, unit: Unit, group: Grou
 pub const METRICS: &[Metric] = &[
     metric("start_exec", "start to the program's first line", Unit::Nanoseconds, Group::Start),
     metric("start_exit", "start to the end of all", Unit::Nanoseconds, Group::Start),
-    metric("guest_kernel", "of it, the guest's kernel", Unit::Nanoseconds, Group::Start),
+    metric("guest_kernel", "of it, since its kernel began", Unit::Nanoseconds, Group::Start),
     metric("starts_1", "starts, one at a time", Unit::PerSecond, Group::Start),
     metric("starts_n", "starts, one for each processor", Unit::PerSecond, Group::Start),
     metric("command", "the command, start to end", Unit::Nanoseconds, Group::Start),
@@ -154,8 +154,8 @@ pub const METRICS: &[Metric] = &[
     metric("net_connect", "TCP, connection made and ended", Unit::Nanoseconds, Group::Net),
     metric("net_stream", "TCP, stream", Unit::Rate, Group::Net),
     metric("calls_start", "host system calls to start and end", Unit::Count, Group::Surface),
-    metric("kinds_start", "different ones of them", Unit::Count, Group::Surface),
-    metric("kinds_work", "different ones, a program makes 154", Unit::Count, Group::Surface),
+    metric("kinds_start", "kinds of them", Unit::Count, Group::Surface),
+    metric("kinds_work", "kinds of them, a program makes 154", Unit::Count, Group::Surface),
     metric("kvm_ioctls", "different ioctls of KVM", Unit::Count, Group::Surface),
     metric("kinds_allowed", "system calls a filter lets through", Unit::Count, Group::Surface),
 ];

@@ -156,7 +156,11 @@ impl Workshop {
         };
         // What has no meaning to Linux behind `--` is init's.
         let cmdline = format!("quiet loglevel=0 rdinit=/agent -- boot {}", agent.join(" "));
-        let (initrd, disk) = (self.place.initramfs(), self.place.disk());
+        let (initrd, mut disk) = (self.place.initramfs(), self.place.disk().into_os_string());
+        if !agent.contains(&DISK) {
+            // Many machines at once have it.
+            disk.push(",readonly=on");
+        }
         let words: [&OsStr; 14] = [
             "--mode".as_ref(),
             mode.as_ref(),
@@ -165,7 +169,7 @@ impl Workshop {
             "--initrd".as_ref(),
             initrd.as_os_str(),
             "--disk".as_ref(),
-            disk.as_os_str(),
+            &disk,
             "--memory".as_ref(),
             MEMORY.as_ref(),
             "--cmdline".as_ref(),

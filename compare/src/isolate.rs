@@ -78,6 +78,10 @@ impl Drop for Witnesses {
         if let Some(server) = self.server.take() {
             let _ = server.join();
         }
+        // The agent may have been killed while it had one.
+        for path in ["/tmp/microvm-compare.device", "/dev/microvm-compare.device"] {
+            let _ = fs::remove_file(path);
+        }
         // SAFETY: numbers of what was made here.
         unsafe {
             if let Some(memory) = self.memory {

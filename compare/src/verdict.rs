@@ -6,6 +6,9 @@ use crate::report::{Column, Outcome, Report};
 /// Slower or faster than this can't be told from noise on most hosts.
 const SAME: f64 = 1.05;
 
+/// Fewer operations than this say nothing together.
+const ENOUGH: usize = 6;
+
 /// Sentences, the most important first.
 pub fn sentences(report: &Report) -> Vec<String> {
     let Some(native) = report.native() else { return Vec::new() };
@@ -83,13 +86,17 @@ fn start(report: &Report, native: &Column) -> Vec<String> {
     sentences
 }
 
-/// Geometric mean of the factors of all operations of a running program, their number,
-/// and the worst.
+/// Geometric mean of the factors of all operations of a running program that are not
+/// noisy, their number, and the worst.
 fn factors(column: &Column, native: &Column) -> Option<(f64, usize, f64, &'static str)> {
     let groups = [Group::Kernel, Group::Load];
     let factors: Vec<_> = METRICS
         .iter()
         .filter(|metric| groups.contains(&metric.group) && metric.unit != Unit::Percent)
+        .filter(|metric| {
+            let quiet = |c: &Column| c.summary(metric.name).is_some_and(|s| !s.is_noisy());
+            quiet(column) && quiet(native)
+        })
         .filter_map(|metric| Some((column.factor(native, metric.name)?, metric.title)))
         .collect();
     let (worst, title) = factors.iter().copied().max_by(|(a, _), (b, _)| a.total_cmp(b))?;
@@ -105,6 +112,7 @@ fn overhead(report: &Report, native: &Column) -> Vec<String> {
             continue;
         };
         let claim = match mean {
+            _ if count < ENOUGH => "can't be told from noise",
             m if m < 1.0 / SAME => {
                 "are faster than natively, which is noise or another kernel's doing"
             }

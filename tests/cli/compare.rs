@@ -32,7 +32,8 @@ fn left(scratch: &Path, pid: u32) -> Vec<String> {
         for mount in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let place = mount.path().join(path.trim_start_matches('/'));
             let groups = fs::read_dir(place).into_iter().flatten().flatten();
-            let groups = groups.filter(|group| group.file_name().to_string_lossy().starts_with(&name));
+            let groups =
+                groups.filter(|group| group.file_name().to_string_lossy().starts_with(&name));
             left.extend(groups.map(|group| group.path().display().to_string()));
         }
     }

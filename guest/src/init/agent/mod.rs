@@ -4,7 +4,7 @@
 //! ```text
 //!  agent hello                     says that it runs, and ends
 //!  agent hold                      says so, and stays until its input ends
-//!  agent measure GROUP,… MS N DIR  times operations: batches of MS milliseconds, N of them
+//!  agent measure GROUP,… US N DIR  times operations: batches of US microseconds, N of them
 //!  agent surface                   makes many different system calls, none of which does anything
 //!  agent probe NONCE PATH PORT     tells what it sees and may do
 //!  agent boot WORD…                the first process of a guest: does that, and powers off
@@ -47,8 +47,8 @@ pub fn run(words: &[OsString]) -> i32 {
         ["true"] => 0,
         ["hello"] => say(&ready()),
         ["hold", ..] => hold(),
-        ["measure", groups, milliseconds, batches, place] => {
-            measure(groups, Budget::new(milliseconds, batches), Path::new(place))
+        ["measure", groups, microseconds, batches, place] => {
+            measure(groups, Budget::new(microseconds, batches), Path::new(place))
         }
         ["surface"] => {
             surface::call_all();

@@ -16,10 +16,10 @@ const MAX: u64 = 1 << 26;
 
 impl Budget {
     /// As the command line has them.
-    pub fn new(milliseconds: &str, batches: &str) -> Self {
-        let milliseconds: u64 = milliseconds.parse().unwrap_or(1);
+    pub fn new(microseconds: &str, batches: &str) -> Self {
+        let microseconds: u64 = microseconds.parse().unwrap_or(1000);
         Self {
-            batch: milliseconds.clamp(1, 1000) * 1_000_000,
+            batch: microseconds.clamp(1, 1_000_000) * 1000,
             batches: batches.parse().unwrap_or(9).clamp(1, 1000),
         }
     }
