@@ -1,5 +1,6 @@
 //! The result as data: what `--json` prints and `compare diff` reads.
 
+use crate::catalog::{Unit, metric_of};
 use crate::stats::Summary;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -136,10 +137,13 @@ impl Column {
     }
 
     /// How many times native's a value is, or a part of it: above one is worse. None if
-    /// the two can't be compared as equals.
+    /// the two can't be compared as equals: times of an emulated machine can't; what is
+    /// counted, and memory, is the same there.
     pub fn factor(&self, native: &Self, metric: &str) -> Option<f64> {
-        let unit = crate::catalog::metric_of(metric)?.unit;
-        if self.emulated != native.emulated || self.subject == native.subject {
+        let unit = metric_of(metric)?.unit;
+        let timed = !matches!(unit, Unit::Count | Unit::Kibibytes);
+        let unequal = timed && self.emulated != native.emulated;
+        if unequal || self.subject == native.subject {
             return None;
         }
         let (own, other) = (self.summary(metric)?.median, native.summary(metric)?.median);

@@ -30,6 +30,9 @@ const OPTIONS: libc::c_int = libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_TRACEEXEC
     | libc::PTRACE_O_EXITKILL;
 
+/// All of what this thread traces, and nothing of other threads' children.
+const FLAGS: libc::c_int = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+
 /// The type of KVM's ioctls (`linux/kvm.h`).
 const KVMIO: u64 = 0xae;
 
@@ -50,7 +53,7 @@ pub fn count(mut order: Order, signals: &Signals, limit: Duration) -> Result<Cal
         }
         let mut status = 0;
         // SAFETY: the call fills in an int.
-        let pid = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG) };
+        let pid = unsafe { libc::waitpid(-1, &mut status, FLAGS) };
         if pid == 0 {
             std::thread::sleep(Duration::from_micros(50));
             continue;
@@ -111,5 +114,43 @@ fn note(pid: libc::pid_t, calls: &mut Calls) {
     calls.kinds.insert(number);
     if number == libc::SYS_ioctl as u64 && request >> 8 & 0xff == KVMIO {
         calls.kvm.insert(request & 0xffff_ffff);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use std::process::Command;
+
+    /// The same program counted by strace, which also sees the first execve.
+    #[test]
+    fn strace_counts_the_same() {
+        let script = "echo @ready; /bin/true; (exit 0) & wait";
+        let counted = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/stdout", "sh", "-c", script])
+            .output();
+        let Ok(counted) = counted.map(|output| output.stdout) else {
+            println!("skipped: there is no strace");
+            return;
+        };
+        let text = String::from_utf8_lossy(&counted).into_owned();
+        let calls = text.lines().filter_map(|line| line.split_once(' ')).filter(|(_, call)| {
+            let call = call.trim_start();
+            let name = call.split_once('(').map_or("", |(name, _)| name);
+            !name.is_empty() && !name.starts_with(['-', '+', '<'])
+        });
+        let theirs = calls.count() as u64;
+        let signals = Signals::take().unwrap();
+        let order = Order::new(Path::new("/bin/sh"), ["-c", script]).unwrap();
+        let ours = count(order, &signals, Duration::from_secs(60)).unwrap();
+        assert!(ours.text.contains("@ready"), "{}", ours.text);
+        assert!(ours.total > 50 && ours.kvm.is_empty());
+        // A wait that was interrupted is counted twice by either.
+        assert!(
+            (ours.total + 1).abs_diff(theirs) <= theirs / 10,
+            "{} against {theirs}",
+            ours.total
+        );
     }
 }
