@@ -7,12 +7,8 @@ use std::process::{Command, Stdio};
 
 /// What the monitor is built for.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// How it is built: one program that needs nothing else. It aborts where others
-/// unwind, and so needs no tables for that; and relative relocations, which are
-/// almost all of a static PIE's, take a bit each in DT_RELR instead of 24 bytes
-/// (glibc reads them since 2.36).
-pub const STATIC: &str = "-C target-feature=+crt-static -C force-unwind-tables=no \
-                          -C link-arg=-Wl,-z,pack-relative-relocs";
+/// How it is built: one program that needs nothing else.
+pub const STATIC: &str = "-C target-feature=+crt-static";
 /// Arguments of cargo for that.
 pub const MONITOR: [&str; 7] =
     ["build", "--quiet", "--release", "--bin", "microvm", "--target", TARGET];

@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use zerocopy::FromZeros;
 
 /// As many entries as one `preadv2` takes.
 const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
