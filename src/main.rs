@@ -15,6 +15,7 @@ use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
 use compare::{CompareArgs, Told};
 use ctl::CtlArgs;
+use job::image::bar::Bar;
 use job::{Job, Outcome};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
@@ -135,7 +136,7 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     logger::install(level.into());
     BROKEN.store(job::status::FAILED, Ordering::Relaxed);
-    let mut bar = image_commands::Bar::default();
+    let mut bar = Bar::default();
     let job = Job::prepare(wanted.into_options(), &mut bar)?;
     drop(bar);
     match job.run()? {
