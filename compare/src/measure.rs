@@ -14,7 +14,7 @@ use crate::{host, memory, surface};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vmm::sandbox::{self, Needs};
+use vmm::sandbox::{self, Needs, VcpuNeeds};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -577,12 +577,12 @@ fn allowed(subject: Subject) -> Value {
         Subject::Sandbox => return Value::Samples(vec![ALLOWED as f64]),
         Subject::Tool(_) => return Value::Missing("not known".to_owned()),
         Subject::Job => vec![
-            sandbox::vcpu(false, false),
+            sandbox::vcpu(VcpuNeeds::default()),
             sandbox::event_loop(Needs { shares: true, streams: true, ..Needs::default() }),
             sandbox::relay(),
         ],
         Subject::Mode(mode) => vec![
-            sandbox::vcpu(mode != "pv", false),
+            sandbox::vcpu(VcpuNeeds { board: mode != "pv", ..VcpuNeeds::default() }),
             sandbox::event_loop(Needs::default()),
             sandbox::console(),
         ],
