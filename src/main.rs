@@ -93,7 +93,6 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Ctl(wanted)) => ask(wanted),
-        Some(Command::Spectrum { json }) => show_spectrum(json),
         Some(Command::Compare(wanted)) => run_compare(*wanted),
         Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
