@@ -86,7 +86,7 @@ impl Vcpu {
 
     /// Runs the guest until the machine ends or this vCPU is kicked.
     fn run(&mut self) {
-        let controllers = self.controllers.clone();
+        let controllers = self.injector().cloned();
         if let Some(controllers) = &controllers {
             controllers.attach(&mut self.fd);
         }
@@ -94,6 +94,11 @@ impl Vcpu {
         if let Some(controllers) = &controllers {
             controllers.detach();
         }
+    }
+
+    /// Controllers that interrupt this vCPU.
+    fn injector(&self) -> Option<&Arc<Controllers>> {
+        self.controllers.as_ref().filter(|controllers| controllers.interrupts(self.id))
     }
 
     fn run_attached(&mut self) {
@@ -114,7 +119,7 @@ impl Vcpu {
     fn step(&mut self) -> Result<Step, String> {
         let counts = &*self.counts;
         let count = |c: &AtomicU64| c.fetch_add(1, Ordering::Relaxed);
-        if let Some(controllers) = &self.controllers {
+        if let Some(controllers) = self.controllers.as_ref().filter(|c| c.interrupts(self.id)) {
             controllers.enter(&mut self.fd)?;
         }
         let exit = self.fd.run();
@@ -162,6 +167,12 @@ impl Vcpu {
                 count(&counts.other);
                 self.halt();
             }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                count(&counts.other);
+                if let Some(controllers) = &self.controllers {
+                    controllers.end_of_interrupt(vector);
+                }
+            }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {
                 count(&counts.other);
             }
@@ -189,11 +200,11 @@ impl Vcpu {
     /// A kick says so in `immediate_exit`; being stopped and continued, or a
     /// debugger, interrupts `KVM_RUN`, too, and means nothing.
     fn interrupted(&mut self) -> Step {
+        // Perhaps an interrupt came; whoever stops this vCPU has ended the machine.
+        let interrupts = self.injector().is_some();
         match self.fd.get_kvm_run().immediate_exit {
-            // An interrupt came; whoever stops this vCPU has ended the machine.
-            _ if self.controllers.is_some() => Step::Go,
-            0 => Step::Go,
-            _ => Step::Kicked,
+            1.. if !interrupts => Step::Kicked,
+            _ => Step::Go,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::bios;
 use super::error::Error;
-use crate::config::{BoardKind, Config, Intr, Serial as SerialConfig, Transport};
+use crate::config::{BoardKind, Config, Serial as SerialConfig, Transport};
 use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
 use crate::exit::Exit;
@@ -106,7 +106,7 @@ impl Board {
         let mut put = |base: u16, len, device: SharedDevice| ports.insert(base.into(), len, device);
         put(layout::COM1, serial::SIZE, serial.clone())?;
         let keyboard = shared(i8042::I8042::new(power.clone()));
-        if config.choices().intr == Intr::User {
+        if vm.controllers.is_some() {
             // Port B, between its two, is the timer's then.
             for port in [i8042::DATA, i8042::COMMAND] {
                 put(i8042::BASE + port as u16, 1, shared(Part::new(keyboard.clone(), port)))?;
@@ -120,7 +120,7 @@ impl Board {
         put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
         let choices = config.choices();
         // No PC has one.
-        let pvpanic = choices.intr == Intr::Pv;
+        let pvpanic = choices.paravirtual;
         if pvpanic {
             put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
         }
@@ -255,7 +255,12 @@ impl Board {
         if self.describe == Describe::MpTable {
             return Ok(0);
         }
-        let machine = acpi::Machine {
+        Ok(acpi::write(ram, &self.machine(cpus))?)
+    }
+
+    /// The machine as ACPI tells it.
+    pub fn machine(&self, cpus: u32) -> acpi::Machine {
+        acpi::Machine {
             cpus,
             virtio: (0..self.virtio_mmio).map(virtio_slot).collect(),
             serial: true,
@@ -269,8 +274,7 @@ impl Board {
                 port: pm::GED_EVENTS,
                 slots: self.hot_plug.as_ref().map(|_| hotplug::BASE),
             }),
-        };
-        Ok(acpi::write(ram, &machine)?)
+        }
     }
 
     /// The monitor's standard input for the serial port; `terminal` when it is one.

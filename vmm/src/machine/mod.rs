@@ -35,7 +35,7 @@ use crate::metrics::{self, Metrics, Serve};
 use crate::msi::Wiring;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
-use crate::vm::{self, Vm};
+use crate::vm::{self, Chips, Vm};
 use arch::registers::Entry;
 use boot::{Firmware, Initrd, Kernel, Payload, Way, firmware};
 use devices::backend::console::Loss;
@@ -158,6 +158,9 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         None => Ending::new().map_err(Error::host("eventfd"))?,
     };
     let mut board = board::Board::new(config, &vm, &ending)?;
+    if let Some(controllers) = &vm.controllers {
+        pc::add_controllers(controllers, &mut board)?;
+    }
     let pc = match choices.has_board() {
         true => Some(Pc::build(std::mem::take(&mut inputs.parts), &vm, &ram, &mut board)?),
         false => None,
@@ -170,7 +173,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
             let rsdp = board.describe(&ram, config.cpus)?;
             boot::load(&ram, &inputs.payload(kernel, config, rsdp))?
         }
-        // It writes tables of its own.
+        // It puts the tables together by itself.
         What::Firmware(firmware) => {
             bios::add_devices(config, &ram, &mut board)?;
             firmware.shadow(&ram)?;
@@ -258,8 +261,12 @@ fn vm_options(config: &Config) -> vm::Options {
     let choices = config.choices();
     vm::Options {
         wiring: if choices.has_board() { Wiring::Pc } else { Wiring::Straight },
-        user_interrupts: choices.intr == Intr::User,
-        paravirtual: (choices.intr == Intr::Pv).then_some(config.pv_features.mask()),
+        chips: match choices.intr {
+            Intr::User => Chips::User,
+            Intr::Split => Chips::Split,
+            Intr::Kernel | Intr::Pv => Chips::Kernel,
+        },
+        paravirtual: choices.paravirtual.then_some(config.pv_features.mask()),
     }
 }
 
@@ -336,7 +343,7 @@ fn start(
     board: bool,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let filter = Arc::new(sandbox::vcpu(board, vm.controllers.is_some()));
+    let filter = Arc::new(sandbox::vcpu(board, vm.chips()));
     let mut running = Vec::with_capacity(vcpus.len());
     for (id, fd) in vcpus.into_iter().enumerate() {
         let vcpu = Vcpu {

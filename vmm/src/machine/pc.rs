@@ -84,7 +84,7 @@ impl InterruptInputs for KvmInputs {
 }
 
 /// Puts interrupt controllers and timers where KVM would have its own.
-fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<(), Error> {
+pub fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<(), Error> {
     let ranges = [
         (pic::MASTER, pic::SIZE),
         (pic::SLAVE, pic::SIZE),
@@ -97,6 +97,9 @@ fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<
     }
     let page = IoApicPage(controllers.clone());
     board.add_memory(layout::IOAPIC.into(), ioapic::SIZE, page)?;
+    if controllers.is_split() {
+        return Ok(());
+    }
     board.add_memory(layout::LOCAL_APIC.into(), lapic::SIZE, LocalApicPage(controllers.clone()))
 }
 
@@ -124,10 +127,7 @@ impl Pc {
     /// Puts the chips on the board.
     pub fn build(parts: Parts, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Self, Error> {
         let inputs: Arc<dyn InterruptInputs> = match &vm.controllers {
-            Some(controllers) => {
-                add_controllers(controllers, board)?;
-                controllers.clone()
-            }
+            Some(controllers) => controllers.clone(),
             None => Arc::new(KvmInputs(vm.fd.clone())),
         };
         let router = Router::new(inputs.clone());
@@ -169,6 +169,10 @@ impl Pc {
             soft_off: pm::SUS_TYP_OFF,
             reset: (RESET_CONTROL, HARD_RESET),
             interrupts,
+            window: match board.has_firmware() {
+                true => (layout::PCI_FIRMWARE_WINDOW, layout::PCI_FIRMWARE_WINDOW_SIZE),
+                false => (layout::PCI_WINDOW, layout::PCI_WINDOW_SIZE),
+            },
         });
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
         Ok(Self { bridge, functions, drives: workers, cards: served })

@@ -8,6 +8,7 @@
 mod bpf;
 
 use crate::intr::KVM_INTERRUPT;
+use crate::vm::Chips;
 use bpf::Call;
 use seccompiler::BpfProgram;
 
@@ -216,6 +217,24 @@ const CONTROLLERS_IOCTLS: &[u32] = &[
     TIOCGPGRP,
 ];
 
+/// The same where local APICs are KVM's: they send messages as well, which KVM is
+/// told of before; and PCI drivers do all that they do elsewhere.
+const SPLIT_IOCTLS: &[u32] = &[
+    KVM_INTERRUPT,
+    KVM_SIGNAL_MSI,
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_GSI_ROUTING,
+    KVM_IOEVENTFD,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    VHOST_SET_VRING_CALL,
+    VHOST_NET_SET_BACKEND,
+    TCGETS,
+    TCSETS,
+    TIOCGPGRP,
+];
+
 /// Beside the common ones: writing what the guest says, and the terminal.
 const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
 const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
@@ -240,6 +259,7 @@ const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
 const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
 const KVM_RUN: u32 = 0xae80;
 const KVM_NMI: u32 = 0xae9a;
+const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
@@ -255,15 +275,18 @@ pub struct Filter {
     program: BpfProgram,
 }
 
-/// The filter of a vCPU thread, in a machine with a motherboard or without, and
-/// with interrupt controllers of the monitor's own or without.
-pub fn vcpu(board: bool, controllers: bool) -> Filter {
-    let ioctls = match (controllers, board) {
-        (true, _) => CONTROLLERS_IOCTLS,
-        (false, true) => BOARD_IOCTLS,
-        (false, false) => VCPU_IOCTLS,
+/// The filter of a vCPU thread, in a machine with a motherboard or without.
+pub fn vcpu(board: bool, chips: Chips) -> Filter {
+    let ioctls = match (chips, board) {
+        (Chips::User, _) => CONTROLLERS_IOCTLS,
+        (Chips::Split, _) => SPLIT_IOCTLS,
+        (Chips::Kernel, true) => BOARD_IOCTLS,
+        (Chips::Kernel, false) => VCPU_IOCTLS,
     };
-    let timers: &[i64] = if controllers { &[libc::SYS_timerfd_settime] } else { &[] };
+    let timers: &[i64] = match chips {
+        Chips::Kernel => &[],
+        Chips::Split | Chips::User => &[libc::SYS_timerfd_settime],
+    };
     filter("vCPU", &[COMMON, VCPU, timers], &[only(libc::SYS_ioctl, 1, ioctls), CLOSING])
 }
 
