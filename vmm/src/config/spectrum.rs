@@ -255,9 +255,6 @@ impl Config {
                            leave --board out, or use direct";
                 return refuse("intr", &choices.intr, why);
             }
-        } else if self.control.is_some() {
-            let why = "not yet on a motherboard: leave it out, or use --mode pv";
-            return refuse("control", &"given", why);
         } else if self.transport == Some(Transport::Mmio) {
             let why = "on a motherboard virtio devices are PCI cards, as its interrupt lines \
                        are taken: use pci";
@@ -483,14 +480,7 @@ mod tests {
 
     #[test]
     fn mixtures_that_cannot_work_are_refused_with_the_reason() {
-        let cases: [(Change, &str); 12] = [
-            (
-                |c| {
-                    c.mode = Mode::HvmPv;
-                    c.control = Some("s".into());
-                },
-                "not yet on a motherboard",
-            ),
+        let cases: [(Change, &str); 11] = [
             (
                 |c| {
                     c.mode = Mode::Hvm;

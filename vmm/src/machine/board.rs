@@ -3,6 +3,8 @@
 
 use super::bios;
 use super::error::Error;
+use super::operator::Button;
+use super::pc::Pc;
 use crate::config::{BoardKind, Config, Serial as SerialConfig, Transport};
 use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
@@ -132,9 +134,9 @@ impl Board {
             put(pm::SLEEP_CONTROL, pm::SIZE, shared(sleep))?;
         }
         // Without somebody to press it there is no button, and without ACPI
-        // nobody would know what it is.
+        // nobody would know what it is. A motherboard has its own.
         let mut button = None;
-        if config.control.is_some() && describe == Describe::Acpi {
+        if config.control.is_some() && describe == Describe::Acpi && !choices.has_board() {
             let irq = IrqLine::new().map_err(Error::host("eventfd"))?;
             vm.connect_irq(&irq, layout::GED_GSI)?;
             let events = Arc::new(Mutex::new(pm::PowerButton::new(irq)));
@@ -164,9 +166,13 @@ impl Board {
         self.firmware
     }
 
-    /// The power button, if there is one.
-    pub fn button(&self) -> Option<Arc<Mutex<pm::PowerButton>>> {
-        self.button.clone()
+    /// The power button, if there is one that the guest knows.
+    pub fn button(&self, pc: Option<&Pc>) -> Option<Button> {
+        if self.describe != Describe::Acpi {
+            return None;
+        }
+        let fixed = pc.map(|pc| Button::Fixed(pc.power.clone()));
+        fixed.or_else(|| self.button.clone().map(Button::Event))
     }
 
     /// The registers of the PCI slots, if functions may come and go.

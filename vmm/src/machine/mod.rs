@@ -190,7 +190,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         Some(server) => {
             let parts = Parts {
                 hot_plug: board.hot_plug(),
-                button: board.button(),
+                button: board.button(pc.as_ref()),
                 balloon: inputs.devices.balloon.clone(),
                 metrics: counters.clone(),
                 ending: ending.clone(),

@@ -113,6 +113,8 @@ pub struct Pc {
     pub drives: Vec<ide::Worker>,
     /// What serves network cards.
     pub cards: Vec<nic::Worker>,
+    /// Power management, with the power button.
+    pub power: Arc<Mutex<PowerManagement>>,
 }
 
 /// Where the BARs of device `number` are first: a part of each window.
@@ -149,7 +151,7 @@ impl Pc {
             board.add_shared(pm::FIRMWARE_BASE, pm::SIZE, power.clone())?;
         }
         let ide: SharedFunction = Arc::new(Mutex::new(Ide::new(channels, bars(PIIX).1)));
-        let isa = IsaBridge::new(router.clone(), Some(ide), power);
+        let isa = IsaBridge::new(router.clone(), Some(ide), power.clone());
         let mut functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
         let (mut interrupts, mut served) = (Vec::new(), Vec::new());
         for (device, (wire, mac)) in (PIIX + 1..).zip(cards) {
@@ -175,7 +177,7 @@ impl Pc {
             },
         });
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
-        Ok(Self { bridge, functions, drives: workers, cards: served })
+        Ok(Self { bridge, functions, drives: workers, cards: served, power })
     }
 }
 
