@@ -7,7 +7,8 @@
 #   disk.sh
 #
 # GRUB is on the serial port and starts the kernel after a second. Debian's init is
-# sysvinit with a getty on the serial port and nothing else; root has no password.
+# sysvinit with a getty on the serial port and nothing else, not even udev, which takes
+# longer than all before it where the processor is emulated; root has no password.
 # Out:  one directory, its path on standard output, with
 #         disk.img  vmlinuz  initrd.img  uuid (of the root file system)
 # Env:  MICROVM_CACHE (default $XDG_CACHE_HOME/microvm or ~/.cache/microvm)
@@ -53,6 +54,7 @@ mmdebstrap --quiet --mode=$mode --variant=minbase --format=tar \
 	--customize-hook='printf "%s\n" ata_piix sd_mod ext4 8139too >>"$1/etc/initramfs-tools/modules"' \
 	--customize-hook='chroot "$1" update-initramfs -u' \
 	--customize-hook='chroot "$1" passwd -d root >/dev/null' \
+	--customize-hook='chroot "$1" update-rc.d udev disable' \
 	--customize-hook='sed -i "/getty .*tty[1-6]/d" "$1/etc/inittab"' \
 	--customize-hook='echo "T0:23:respawn:/sbin/agetty -L ttyS0 115200 vt100" >>"$1/etc/inittab"' \
 	bookworm "$SCRATCH/root.tar" >&2

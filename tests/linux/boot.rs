@@ -80,8 +80,16 @@ fn debian_on_a_pc() -> Verdict {
     script.resize(script.len().next_multiple_of(2048), 0);
     let disc = guest.scratch("disc");
     std::fs::write(&disc, script)?;
-    let outcome = guest.arg("--cdrom").arg(&disc).word("microvm.run=/dev/sr0").run()?;
+    let report = guest.scratch("report");
+    let guest = guest.arg("--metrics").arg(&report).word("microvm.run=/dev/sr0");
+    let read = || std::fs::read_to_string(&report).unwrap_or_default();
+    let (outcome, report) = guest.arg("--cdrom").arg(&disc).start().wait_with(read)?;
     let outcome = outcome.script_passed()?;
+    let counts: serde_json::Value = serde_json::from_str(report.lines().last().unwrap_or("{}"))?;
+    for path in ["ide0/bytes_read", "ide1/reads", "net0/tx_frames", "net0/rx_bytes"] {
+        let count = counts.pointer(&format!("/devices/{path}")).and_then(|count| count.as_u64());
+        check(count.is_some_and(|count| count > 0), &format!("{path} of {report}"), &outcome)?;
+    }
     check(outcome.value("card")? == "8139too detected=0", "an RTL8139 of a PC", &outcome)?;
     Ok(Completion::Completed)
 }

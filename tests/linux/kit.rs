@@ -69,11 +69,7 @@ const PARTS: [Part; 16] = [
         arguments: &["6.12", "generic", "debian-6.12-generic.cpio.gz"],
     },
     Part { variable: "MICROVM_KIT_DEBIAN_DISK", script: "debian/disk.sh", arguments: &[] },
-    Part {
-        variable: "MICROVM_KIT_IPXE",
-        script: "debian/package.sh",
-        arguments: &["ipxe"],
-    },
+    Part { variable: "MICROVM_KIT_IPXE", script: "debian/package.sh", arguments: &["ipxe"] },
     Part {
         variable: "MICROVM_KIT_MEMTEST",
         script: "debian/package.sh",

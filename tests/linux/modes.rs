@@ -176,7 +176,8 @@ fn split() -> Verdict {
 }
 
 fn split_pvhvm() -> Verdict {
-    let Some(machine) = Machine::new("pvhvm", VIRTIO, ("mvsplpv", 29), (256 << 10, 64 << 10)) else {
+    let Some(machine) = Machine::new("pvhvm", VIRTIO, ("mvsplpv", 29), (256 << 10, 64 << 10))
+    else {
         return unavailable();
     };
     let outcome = machine.run(|guest| guest.arg("--intr").arg("split").arg("--cpus").arg("2"))?;

@@ -9,9 +9,9 @@ use arch::{cpuid, layout, vcpu_state};
 use devices::irq::IrqLine;
 use devices::state::{Saved, StateError};
 use kvm_bindings::{
-    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_TSC_STABLE, KVM_MAX_CPUID_ENTRIES,
-    KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
-    kvm_pit_config, kvm_pit_state2,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_TSC_STABLE,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,8 @@ impl Vm {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).what("KVM_GET_SUPPORTED_CPUID")?;
         // The timer of a LAPIC that is not KVM's has no such mode.
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && options.chips != Chips::User;
+        let tsc_deadline =
+            kvm.check_extension(Cap::TscDeadlineTimer) && options.chips != Chips::User;
         let fd = kvm.create_vm().what("KVM_CREATE_VM")?;
         // Both are for VMX without unrestricted guest, and must precede vCPUs.
         fd.set_identity_map_address(layout::IDENTITY_MAP).what("KVM_SET_IDENTITY_MAP_ADDR")?;

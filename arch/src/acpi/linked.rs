@@ -150,7 +150,8 @@ mod tests {
                 ADD_CHECKSUM => {
                     let [at, start, length] = [60, 64, 68].map(|at| number(&command[at..]));
                     let file = memory.get_mut(&file).unwrap();
-                    let sum = file[start..start + length].iter().fold(0u8, |s, b| s.wrapping_add(*b));
+                    let sum =
+                        file[start..start + length].iter().fold(0u8, |s, b| s.wrapping_add(*b));
                     file[at] = file[at].wrapping_sub(sum);
                 }
                 other => panic!("command {other}"),

@@ -103,7 +103,8 @@ impl Message {
     pub fn as_write(&self) -> (u64, u32) {
         const LOCAL_APICS: u64 = 0xfee0_0000;
         const ASSERT: u32 = 1 << 14;
-        let address = LOCAL_APICS | u64::from(self.destination) << 12 | u64::from(self.logical) << 2;
+        let address =
+            LOCAL_APICS | u64::from(self.destination) << 12 | u64::from(self.logical) << 2;
         let level = u32::from(self.level) << 15;
         (address, u32::from(self.vector) | self.delivery.bits() << 8 | ASSERT | level)
     }

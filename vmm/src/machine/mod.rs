@@ -206,6 +206,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         }
     };
     if let Some(pc) = pc {
+        pc.count(&counters);
         pc.drives.into_iter().for_each(|worker| add(&mut events, worker));
         pc.cards.into_iter().for_each(|worker| add(&mut events, worker));
     }

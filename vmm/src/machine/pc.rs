@@ -14,10 +14,12 @@ use super::slots::{open_image, open_wire};
 use crate::config::{Config, DiskBus, NetModel};
 use crate::intr::{Controllers, IoApicPage, LocalApicPage, Ports};
 use crate::memory::Ram;
+use crate::metrics::Metrics;
 use crate::vm::Vm;
 use arch::acpi::{self, PciInterrupt};
 use arch::layout;
 use devices::backend::disk::{Disk, RawDisk, RawOptions};
+use devices::bus::lock;
 use devices::irq::IrqLine;
 use devices::legacy::ide::{self, Channel, Ide, Kind, SharedChannel, Unit};
 use devices::legacy::nic::{self, Ne2000, Place, Rtl8139};
@@ -178,6 +180,26 @@ impl Pc {
         });
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
         Ok(Self { bridge, functions, drives: workers, cards: served, power })
+    }
+}
+
+impl Pc {
+    /// Has drives and cards counted.
+    pub fn count(&self, metrics: &Metrics) {
+        for worker in &self.drives {
+            for drive in 0..ide::DRIVES {
+                let channel = worker.channel();
+                if lock(&channel).counters(drive).is_none() {
+                    continue;
+                }
+                let counters = move || lock(&channel).counters(drive).unwrap_or_default();
+                metrics.add_part("ide", Box::new(counters));
+            }
+        }
+        for worker in &self.cards {
+            let card = worker.card();
+            metrics.add_part("net", Box::new(move || lock(&card).wire().counters()));
+        }
     }
 }
 
