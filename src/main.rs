@@ -6,6 +6,7 @@ mod ctl;
 mod doctor;
 mod image_commands;
 mod logger;
+mod measure_command;
 mod run;
 mod spectrum;
 
@@ -16,6 +17,7 @@ use job::{Job, Outcome};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 use vmm::config::Config;
@@ -42,6 +44,10 @@ enum Error {
     Output(io::Error),
     #[error(transparent)]
     Image(#[from] job::image::Error),
+    #[error("{}", measure_command::told(.0, .1))]
+    Report(PathBuf, io::Error),
+    #[error(transparent)]
+    Measure(#[from] measure::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -51,6 +57,8 @@ impl Error {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
             Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) => status::INPUT,
+            Self::Report(..) => status::INPUT,
+            Self::Measure(error) => error.status(),
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
@@ -79,7 +87,7 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Ctl(wanted)) => ask(wanted),
-        Some(Command::Spectrum { json }) => show_spectrum(json),
+        Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
@@ -147,16 +155,6 @@ fn examine(json: bool) -> Result<u8, Error> {
         print(&doctor::table(&report, style()))?;
     }
     Ok(if report.linux_guests { status::OK } else { status::HOST })
-}
-
-fn show_spectrum(json: bool) -> Result<u8, Error> {
-    let report = host::spectrum::examine();
-    if json {
-        print_json(&report)?;
-    } else {
-        print(&spectrum::text(&report, style()))?;
-    }
-    Ok(if report.is_known() { status::OK } else { status::HOST })
 }
 
 /// For standard output, whatever it is.

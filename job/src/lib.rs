@@ -9,7 +9,7 @@
 pub mod caller;
 mod error;
 pub mod image;
-mod init;
+pub mod init;
 mod isolation;
 mod kernel;
 pub mod options;

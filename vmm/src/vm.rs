@@ -76,9 +76,10 @@ pub struct Vm {
 }
 
 /// Which interrupt controllers and timers are KVM's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Chips {
     /// All of them.
+    #[default]
     Kernel,
     /// Local APICs.
     Split,

@@ -8,6 +8,7 @@ mod io_host;
 mod io_report;
 mod memory;
 mod report;
+mod spectrum;
 mod subject;
 
 use anyhow::Result;
@@ -20,6 +21,8 @@ pub enum BenchCommand {
     Boot(boot::BootArguments),
     /// What it costs to move data through disk, network and vsock, beside other monitors
     Io(io::IoArguments),
+    /// Exits of every mode to init, beside QEMU's on the same board
+    Spectrum(spectrum::SpectrumArguments),
     /// What a request costs each device with no guest, and cost at an earlier commit
     Devices(devices::DevicesArguments),
     /// For `io`, inside the rig: the host's end of the guest's connections
@@ -46,6 +49,7 @@ impl BenchCommand {
         match self {
             Self::Boot(arguments) => arguments.run(),
             Self::Devices(arguments) => arguments.run(),
+            Self::Spectrum(arguments) => arguments.run(),
             Self::Io(arguments) => arguments.run(),
             Self::IoHost(arguments) => arguments.run(),
             Self::FirstRun { starts, command } => {
