@@ -138,9 +138,12 @@ fn debian() -> Verdict {
     started.expect("microvm login:")?;
     keyboard.write_all(b"root\n")?;
     started.expect("root@microvm:~#")?;
-    // A line at a time: what is typed while a program runs is the terminal's.
-    keyboard.write_all(LOOK.lines().map(str::trim).collect::<Vec<_>>().join("\n").as_bytes())?;
-    let outcome = started.wait()?.ended(0)?;
+    for line in LOOK.lines() {
+        writeln!(keyboard, "{}", line.trim())?;
+    }
+    let mut outcome = started.wait()?.ended(0)?;
+    // Its shell marks the end of what is typed, and returns to the line's start.
+    outcome.console = outcome.console.replace('\r', "\n");
     for (name, what) in [
         ("has_ata_piix", "the disk's driver is a module"),
         ("has_8139too", "so is the card's"),
