@@ -2,6 +2,7 @@
 //! line and an exit status that say what happened.
 
 mod args;
+mod compare;
 mod ctl;
 mod doctor;
 mod image_commands;
@@ -12,6 +13,7 @@ mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
+use compare::{CompareArgs, Told};
 use ctl::CtlArgs;
 use job::{Job, Outcome};
 use run::RunArgs;
@@ -44,6 +46,8 @@ enum Error {
     Output(io::Error),
     #[error(transparent)]
     Image(#[from] job::image::Error),
+    #[error(transparent)]
+    Compare(#[from] compare::Error),
     #[error("{}", measure_command::told(.0, .1))]
     Report(PathBuf, io::Error),
     #[error(transparent)]
@@ -61,6 +65,7 @@ impl Error {
             Self::Measure(error) => error.status(),
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
+            Self::Compare(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
         }
@@ -87,6 +92,8 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Ctl(wanted)) => ask(wanted),
+        Some(Command::Spectrum { json }) => show_spectrum(json),
+        Some(Command::Compare(wanted)) => run_compare(*wanted),
         Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Image(command)) => image_commands::run(command),
@@ -139,6 +146,14 @@ fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
             Ok(status::SIGNAL_BASE.wrapping_add(signal))
         }
     }
+}
+
+fn run_compare(wanted: CompareArgs) -> Result<u8, Error> {
+    match wanted.run()? {
+        Told::Text(text) => print(&text)?,
+        Told::Json(report) => print_json(&report)?,
+    }
+    Ok(status::OK)
 }
 
 /// Asks a running machine for something and prints its answer.

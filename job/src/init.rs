@@ -10,7 +10,9 @@ use std::path::PathBuf;
 /// The program, built and packed by `build.rs`.
 const PACKED: &[u8] = include_bytes!(env!("MICROVM_INIT"));
 
-fn program() -> io::Result<Vec<u8>> {
+/// The program, as a file's content; called `agent`, it is what `microvm compare`
+/// measures with.
+pub fn program() -> io::Result<Vec<u8>> {
     let mut program = Vec::with_capacity(PACKED.len() * 2);
     DeflateDecoder::new(PACKED).read_to_end(&mut program)?;
     Ok(program)
@@ -31,18 +33,19 @@ pub fn initramfs() -> io::Result<(File, PathBuf)> {
             fd => File::from_raw_fd(fd),
         }
     };
-    file.write_all(&archive(&program()?))?;
+    file.write_all(&archive("init", &program()?))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok((file, path.into()))
 }
 
-fn archive(program: &[u8]) -> Vec<u8> {
+/// An initramfs with the program under this name.
+pub fn archive(name: &str, program: &[u8]) -> Vec<u8> {
     let mut archive = Vec::with_capacity(program.len() + 1024);
     entry(&mut archive, "dev", DIRECTORY | 0o755, (0, 0), &[]);
     // Opened for init before there is anything else.
     entry(&mut archive, "dev/console", DEVICE | 0o600, (5, 1), &[]);
     entry(&mut archive, "dev/null", DEVICE | 0o666, (1, 3), &[]);
-    entry(&mut archive, "init", FILE | 0o755, (0, 0), program);
+    entry(&mut archive, name, FILE | 0o755, (0, 0), program);
     entry(&mut archive, "TRAILER!!!", 0, (0, 0), &[]);
     archive
 }

@@ -11,7 +11,7 @@ mod error;
 pub mod image;
 pub mod init;
 mod isolation;
-mod kernel;
+pub mod kernel;
 pub mod options;
 mod plan;
 mod relay;

@@ -104,7 +104,7 @@ fn seen(mut started: Started, texts: &[&str]) -> Verdict {
 const LOOK: &str = "
     for module in ata_piix 8139too; do grep -q ^$module /proc/modules && echo has_$module=1; done
     echo debian=$(cut -d. -f1 /etc/debian_version) loader=$(ls /boot/grub/grub.cfg)
-    echo buttons=$(dmesg | grep -c 'ACPI: .*Power Button')
+    echo buttons=$(ls /sys/bus/acpi/devices | grep -c LNXPWRBN)
     echo devices=$(ls /sys/bus/pci/devices | wc -l)
     echo complaints=$(dmesg | grep -cE 'MP-BIOS bug|nobody cared|lost interrupt|AE_NOT_FOUND')
     dd if=/dev/urandom of=/root/data bs=64k count=8 2>/dev/null; sum=$(md5sum </root/data)

@@ -6,6 +6,7 @@
 mod balloon;
 mod block;
 mod boot;
+mod compare;
 mod console;
 mod disk;
 mod firmware;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         input::tests(),
         firmware::tests(),
         spectrum::tests(),
+        compare::tests(),
         job::tests(),
     ];
     let (part, parts) = rig::part();

@@ -71,6 +71,8 @@ pub struct Vm {
     options: Options,
     /// Messages that devices send.
     pub messages: Arc<Messages>,
+    /// Whether KVM can take writes for us, to be carried out later.
+    pub takes_writes: bool,
     /// Interrupt controllers that are not KVM's.
     pub controllers: Option<Arc<Controllers>>,
 }
@@ -138,6 +140,7 @@ impl Vm {
         fd.set_identity_map_address(layout::IDENTITY_MAP).what("KVM_SET_IDENTITY_MAP_ADDR")?;
         fd.set_tss_address(layout::TSS as usize).what("KVM_SET_TSS_ADDR")?;
         let fd = Arc::new(fd);
+        let takes_writes = kvm.check_extension(Cap::CoalescedMmio);
         let failed = |e: io::Error| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EIO));
         let wiring = if options.chips == Chips::Split { Wiring::Messages } else { options.wiring };
         let messages = Messages::new(fd.clone(), wiring);
@@ -154,7 +157,7 @@ impl Vm {
             }
             Chips::User => Some(Controllers::new().map_err(failed).what("timerfd")?),
         };
-        Ok(Self { fd, supported, tsc_deadline, options, messages, controllers })
+        Ok(Self { fd, supported, tsc_deadline, options, takes_writes, messages, controllers })
     }
 
     /// Which interrupt controllers and timers are KVM's.
@@ -237,6 +240,17 @@ impl Vm {
             }),
         }
         .what("KVM_IOEVENTFD")
+    }
+
+    /// Writes to a register of 32 bits wait in KVM until the next access to
+    /// memory-mapped registers that comes to us, and cost no exit of their own
+    /// ([`crate::vcpu::Late`]). Only for what nobody needs to know before.
+    pub fn take_writes(&self, register: u64) -> Result<(), VmError> {
+        if !self.takes_writes {
+            return Ok(());
+        }
+        let address = IoEventAddress::Mmio(register);
+        self.fd.register_coalesced_mmio(address, 4).what("KVM_REGISTER_COALESCED_MMIO")
     }
 
     /// Saves what KVM holds for the machine. No vCPU may run.

@@ -12,6 +12,7 @@
 //! The host ends the machine when it has all that it wants to know; if it does
 //! not, init does. Whatever can't be done is said to the host in one line.
 
+mod agent;
 mod image;
 mod measure;
 mod network;
@@ -38,6 +39,9 @@ struct Control {
 type Alive = Arc<Mutex<Option<libc::pid_t>>>;
 
 fn main() {
+    if let Some(words) = agent::words() {
+        std::process::exit(agent::run(&words));
+    }
     // SAFETY: both calls have no preconditions.
     let first = unsafe {
         libc::umask(0o022);
