@@ -16,8 +16,10 @@
 mod pc;
 
 mod events;
+mod linked;
 
 pub use events::Events;
+pub use linked::{Linked, linked};
 
 use crate::layout;
 use acpi_tables::{
@@ -102,6 +104,8 @@ pub struct Pc {
     pub reset: (u16, u8),
     /// Interrupts of PCI cards.
     pub interrupts: Vec<PciInterrupt>,
+    /// Where BARs are: from, and how many bytes.
+    pub window: (u64, u64),
 }
 
 /// Why the tables could not be written.
@@ -129,29 +133,43 @@ pub fn write(mem: &GuestMemoryMmap<()>, machine: &Machine) -> Result<u64, AcpiEr
 fn tables(machine: &Machine) -> Vec<u8> {
     // The RSDP leads; its place is kept until the XSDT's address is known.
     let mut blob = vec![0; Rsdp::len().next_multiple_of(16)];
+    let places = place(machine, layout::ACPI, &mut blob);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, places.xsdt).to_aml_bytes(&mut rsdp);
+    blob[..rsdp.len()].copy_from_slice(&rsdp);
+    blob
+}
+
+/// Addresses of tables.
+struct Places {
+    fadt: u64,
+    facs: Option<u64>,
+    xsdt: u64,
+}
+
+/// Puts all tables but the RSDP behind what is in `blob`, which is at `base`.
+fn place(machine: &Machine, base: u64, blob: &mut Vec<u8>) -> Places {
     let mut place = |table: &dyn Aml| {
         // The FACS wants a border of 64 bytes.
         blob.resize(blob.len().next_multiple_of(64), 0);
-        let address = layout::ACPI + blob.len() as u64;
-        table.to_aml_bytes(&mut blob);
+        let address = base + blob.len() as u64;
+        table.to_aml_bytes(blob);
         address
     };
     let dsdt = place(&dsdt(machine));
+    let facs = machine.pc.as_ref().map(|_| place(&FACS::new()));
     let (fadt, madt) = match &machine.pc {
-        Some(board) => {
-            let facs = place(&FACS::new());
-            (place(&pc::fadt(board, dsdt, facs)), place(&pc::madt(machine.cpus, board.sci)))
-        }
+        Some(board) => (
+            place(&pc::fadt(board, dsdt, facs.unwrap_or(0))),
+            place(&pc::madt(machine.cpus, board.sci)),
+        ),
         None => (place(&fadt(machine, dsdt)), place(&madt(machine.cpus))),
     };
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
     let xsdt = place(&xsdt);
-    let mut rsdp = Vec::new();
-    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
-    blob[..rsdp.len()].copy_from_slice(&rsdp);
-    blob
+    Places { fadt, facs, xsdt }
 }
 
 fn byte_port(port: u16) -> GAS {
@@ -251,7 +269,9 @@ fn root_bridge(board: Option<&Pc>, aml: &mut Vec<u8>) {
     let bbn = Name::new("_BBN".into(), &0u8);
     let buses = AddressSpace::new_bus_number(0u16, 0u16);
     let ports = IO::new(CONFIG, CONFIG, 1, 8);
-    let (first, last) = (layout::PCI_WINDOW, layout::PCI_WINDOW + layout::PCI_WINDOW_SIZE - 1);
+    let standard = (layout::PCI_WINDOW, layout::PCI_WINDOW_SIZE);
+    let (first, size) = board.map_or(standard, |board| board.window);
+    let last = first + size - 1;
     let not_cached = AddressSpaceCacheable::NotCacheable;
     let memory = AddressSpace::new_memory(not_cached, true, first as u32, last as u32, None);
     // The board's bus has all ports but its own.
@@ -320,6 +340,7 @@ mod tests {
             interrupts: (2..32)
                 .map(|device| PciInterrupt { device, pin: 1, gsi: 10 + u32::from(device) % 2 })
                 .collect(),
+            window: (layout::PCI_FIRMWARE_WINDOW, layout::PCI_FIRMWARE_WINDOW_SIZE),
         }
     }
 

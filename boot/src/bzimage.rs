@@ -12,6 +12,8 @@ use vm_memory::GuestAddress;
 
 /// Protocol 2.12 brought `xloadflags`, with Linux 3.8.
 const MIN_VERSION: u64 = 0x020c;
+/// Bytes of a paragraph.
+const PARAGRAPH: u64 = 16;
 const LOADED_HIGH: u64 = 1;
 /// `XLF_KERNEL_64`: there is a 64-bit entry point at 0x200.
 const XLF_KERNEL_64: u64 = 1;
@@ -47,8 +49,9 @@ impl BzImage {
             n => n,
         };
         let setup_size = (setup_sects + 1) * 512;
-        let need = setup_size + field::<4>(head, 0x1f4) * 16;
-        if need > len {
+        // The header counts in paragraphs, and the last one need not be whole.
+        let need = setup_size + field::<4>(head, 0x1f4) * PARAGRAPH;
+        if need >= len.saturating_add(PARAGRAPH) {
             return Err(ImageError::Truncated { what: "the compressed kernel", need, have: len });
         }
         Ok(Self {

@@ -216,7 +216,8 @@ impl<'a> Interval<'a> {
         };
         let ports = of(&is_port);
         let memory = of(&|kind| matches!(kind, Kind::MemoryRead | Kind::MemoryWrite));
-        let processor = of(&|kind| matches!(kind, Kind::Halt | Kind::Window | Kind::Called));
+        let processor =
+            of(&|kind| matches!(kind, Kind::Halt | Kind::Window | Kind::Ended | Kind::Called));
         let mut reasons = vec![
             Reason { name: "port, to microvm", exits: ports, user: true },
             Reason { name: "register in memory, to microvm", exits: memory, user: true },

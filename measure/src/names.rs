@@ -296,6 +296,7 @@ impl Map {
         match kind {
             Kind::Halt => return (PROCESSOR.to_owned(), "HLT".to_owned()),
             Kind::Window => return (PROCESSOR.to_owned(), "interrupt window".to_owned()),
+            Kind::Ended => return (PROCESSOR.to_owned(), "end of an interrupt".to_owned()),
             Kind::Called => return (PROCESSOR.to_owned(), "called for an interrupt".to_owned()),
             _ => {}
         }
@@ -313,7 +314,7 @@ impl Map {
             Kind::PortWrite => "OUT",
             Kind::MemoryRead => "load ",
             Kind::MemoryWrite => "store",
-            Kind::Halt | Kind::Window | Kind::Called => return register,
+            Kind::Halt | Kind::Window | Kind::Ended | Kind::Called => return register,
         };
         let Access { address, value, items, size, .. } = access;
         let arrow = if is_read(access.kind) { "→" } else { "←" };

@@ -16,6 +16,7 @@ pub fn tests() -> Vec<Trial> {
         trial("boot::a_command_line_of_the_kernels_own_limit_arrives", longest_cmdline),
         trial("boot::debian_6_1_cloud_finds_its_root", || debian("6_1_CLOUD")),
         trial("boot::debian_6_1_generic_finds_its_root", || debian("6_1_GENERIC")),
+        trial("boot::debian_6_1_generic_finds_a_pcs_drives_and_card", debian_on_a_pc),
         trial("boot::debian_6_12_cloud_finds_its_root", || debian("6_12_CLOUD")),
         trial("boot::debian_6_12_generic_finds_its_root", || debian("6_12_GENERIC")),
     ]
@@ -59,6 +60,37 @@ fn real_mode() -> Verdict {
     }
     let refused = Guest::tiny().arg("--board=real16").run()?.ended(3)?;
     check(refused.stderr.contains("real-mode"), "a vmlinux has none", &refused)?;
+    Ok(Completion::Completed)
+}
+
+/// What Debian's kernel has for a PC are modules of its initramfs.
+fn debian_on_a_pc() -> Verdict {
+    let (kernel, initrd) = kit::debian("6_1_GENERIC");
+    let guest = Guest::with_kernel(&kernel).rooted().arg("--initrd").arg(initrd);
+    let guest = guest.arg("--memory=512M").arg("--mode=hvm").arg("--net=user,backend=internal");
+    let mut script = b"#!/bin/sh
+        driver() { basename $(readlink $1/device/driver); }
+        grep -q '^/dev/root / ext4\\|^/dev/sda / ext4' /proc/mounts || exit 2
+        for module in ata_piix 8139too; do grep -q ^$module /proc/modules || exit 3; done
+        card=$(basename $(ls -d /sys/class/net/e*)); ip link set $card up
+        ip addr add 10.0.2.15/24 dev $card; ping -c 2 -W 20 10.0.2.2 || exit 4
+        echo card=$(driver /sys/class/net/$card) detected=$(dmesg | grep -c 'Hypervisor detected')
+        \n"
+    .to_vec();
+    script.resize(script.len().next_multiple_of(2048), 0);
+    let disc = guest.scratch("disc");
+    std::fs::write(&disc, script)?;
+    let report = guest.scratch("report");
+    let guest = guest.arg("--metrics").arg(&report).word("microvm.run=/dev/sr0");
+    let read = || std::fs::read_to_string(&report).unwrap_or_default();
+    let (outcome, report) = guest.arg("--cdrom").arg(&disc).start().wait_with(read)?;
+    let outcome = outcome.script_passed()?;
+    let counts: serde_json::Value = serde_json::from_str(report.lines().last().unwrap_or("{}"))?;
+    for path in ["ide0/bytes_read", "ide1/reads", "net0/tx_frames", "net0/rx_bytes"] {
+        let count = counts.pointer(&format!("/devices/{path}")).and_then(|count| count.as_u64());
+        check(count.is_some_and(|count| count > 0), &format!("{path} of {report}"), &outcome)?;
+    }
+    check(outcome.value("card")? == "8139too detected=0", "an RTL8139 of a PC", &outcome)?;
     Ok(Completion::Completed)
 }
 

@@ -1,12 +1,22 @@
-//! Firmware that nobody here wrote boots a disk from its first sector.
+//! Firmware, boot loaders and systems that nobody here wrote, as their Debian packages
+//! have them.
 
-use crate::guest::{Guest, check};
-use crate::{Verdict, trial};
+use crate::guest::{Guest, Started, check};
+use crate::{Verdict, kit, trial};
 use core::arch::global_asm;
-use libtest_mimic::{Completion, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
+use std::io::Write;
+use std::process::Command;
+use std::time::Duration;
 
 pub fn tests() -> Vec<Trial> {
-    vec![trial("firmware::seabios_boots_the_first_sector_of_an_ide_disk", boot_sector)]
+    vec![
+        trial("firmware::seabios_boots_the_first_sector_of_an_ide_disk", boot_sector),
+        trial("firmware::grub_boots_debian_from_an_ide_disk", debian),
+        trial("firmware::ipxe_boots_from_a_cd_and_configures_its_card", ipxe),
+        trial("firmware::memtest86_tests_memory", memtest),
+        trial("firmware::a_real_mode_program_reads_an_ide_disk", real_mode),
+    ]
 }
 
 // A boot sector: says so by the BIOS's teletype, reads the next sector through
@@ -80,4 +90,102 @@ fn boot_sector() -> Verdict {
     check(outcome.console.contains(said), said, &outcome)?;
     check(outcome.stderr.contains("guest rebooted"), "it resets the machine", &outcome)?;
     Ok(Completion::Completed)
+}
+
+/// Lets a guest go that has said all it is to say: nobody ends it from inside.
+fn seen(mut started: Started, texts: &[&str]) -> Verdict {
+    texts.iter().try_for_each(|text| started.expect(text))?;
+    started.signal(libc::SIGTERM);
+    started.wait()?;
+    Ok(Completion::Completed)
+}
+
+/// What is typed at Debian's prompt: drivers, ACPI, the disk, the network.
+const LOOK: &str = "
+    for module in ata_piix 8139too; do grep -q ^$module /proc/modules && echo has_$module=1; done
+    echo debian=$(cut -d. -f1 /etc/debian_version) loader=$(ls /boot/grub/grub.cfg)
+    echo buttons=$(ls /sys/bus/acpi/devices | grep -c LNXPWRBN)
+    echo devices=$(ls /sys/bus/pci/devices | wc -l)
+    echo complaints=$(dmesg | grep -cE 'MP-BIOS bug|nobody cared|lost interrupt|AE_NOT_FOUND')
+    dd if=/dev/urandom of=/root/data bs=64k count=8 2>/dev/null; sum=$(md5sum </root/data)
+    sync; echo 3 >/proc/sys/vm/drop_caches
+    [ \"$sum\" = \"$(md5sum </root/data)\" ] && echo kept=1
+    card=$(basename $(ls -d /sys/class/net/e*)); busybox ip link set $card up
+    busybox ip addr add 10.0.2.15/24 dev $card
+    busybox ping -c 2 -W 20 10.0.2.2 >/dev/null && echo pings=1
+    poweroff
+";
+
+/// SeaBIOS, the MBR, GRUB, Debian's kernel with the initramfs of its own tools, its
+/// init, and a login.
+fn debian() -> Verdict {
+    let guest = Guest::empty().arg("--mode").arg("hvm").arg("--board").arg("bios");
+    let image = guest.scratch("debian.qcow2");
+    let base = kit::debian_disk();
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&image);
+    match create.status() {
+        Ok(status) if status.success() => {}
+        _ => return Ok(Completion::ignored_with("qemu-img makes no overlay here")),
+    }
+    let guest = guest.arg("--disk").arg(format!("{},format=qcow2", image.display()));
+    let (input, mut keyboard) = std::io::pipe()?;
+    let guest = guest.arg("--net").arg("user,backend=internal");
+    let mut started = guest.stdin(input).start();
+    // Every sector that the BIOS reads is some ten exits, and Debian's init asks much.
+    started.deadline += Duration::from_secs(180);
+    started.expect("GRUB loads Debian")?;
+    started.expect("microvm login:")?;
+    keyboard.write_all(b"root\n")?;
+    started.expect("root@microvm:~#")?;
+    for line in LOOK.lines() {
+        writeln!(keyboard, "{}", line.trim())?;
+    }
+    let mut outcome = started.wait()?.ended(0)?;
+    // Its shell marks the end of what is typed, and returns to the line's start.
+    outcome.console = outcome.console.replace('\r', "\n");
+    for (name, what) in [
+        ("has_ata_piix", "the disk's driver is a module"),
+        ("has_8139too", "so is the card's"),
+        ("kept", "what is written is read back"),
+        ("pings", "the card is connected"),
+    ] {
+        check(outcome.count(name)? == 1, what, &outcome)?;
+    }
+    check(outcome.value("debian")?.starts_with("12 loader=/boot/grub/"), "Debian 12", &outcome)?;
+    check(outcome.count("buttons")? >= 1, "ACPI has a power button", &outcome)?;
+    check(outcome.count("devices")? == 5, "bridges, drives, power and card", &outcome)?;
+    check(outcome.count("complaints")? == 0, "the kernel is content", &outcome)?;
+    check(outcome.stderr.contains("guest powered off"), "ACPI powers off", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+/// ISOLINUX on the CD starts iPXE, which finds the card and asks DHCP.
+fn ipxe() -> Verdict {
+    let disc = kit::ipxe().join("usr/lib/ipxe/ipxe.iso");
+    let guest = Guest::empty().arg("--mode").arg("hvm").arg("--board").arg("bios");
+    let guest = guest.arg("--net").arg("user,backend=internal").arg("--cdrom").arg(disc);
+    seen(guest.start(), &["ISOLINUX", "iPXE initialising devices", "rtl8139", "Configuring", "ok"])
+}
+
+/// Entered in real mode, as a boot loader would.
+fn memtest() -> Verdict {
+    let image = kit::memtest().join("boot/memtest86+x64.bin");
+    let guest = Guest::with_kernel(&image).arg("--mode").arg("hvm").arg("--board").arg("real16");
+    let guest = guest.arg("--memory").arg("64M").word("console=ttyS0,115200");
+    seen(guest.start(), &["Memtest86+", "Testing"])
+}
+
+/// SYSLINUX's GeoDsp, all of it in real mode: what the BIOS tells of a disk, and that
+/// its services agree.
+fn real_mode() -> Verdict {
+    let packed = kit::syslinux().join("usr/lib/syslinux/mbr/diag/geodsp/geodsp1s.img.xz");
+    let image = Command::new("xz").arg("-dc").arg(packed).output()?;
+    if !image.status.success() {
+        return Err(Failed::from(format!("xz: {}", image.status)));
+    }
+    let guest = Guest::empty().arg("--mode").arg("hvm").arg("--board").arg("bios");
+    let path = guest.scratch("geodsp.img");
+    std::fs::write(&path, image.stdout)?;
+    seen(guest.arg("--disk").arg(&path).start(), &["CHS", "@EDD", "D=EDD", "end"])
 }

@@ -1,7 +1,7 @@
 //! The guest kit's files. They are made (or found in the cache) before the rig
 //! starts; inside it, their paths come from the environment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The variable that hands a path into the rig, and the script that prints it.
@@ -11,7 +11,7 @@ struct Part {
     arguments: &'static [&'static str],
 }
 
-const PARTS: [Part; 12] = [
+const PARTS: [Part; 16] = [
     Part { variable: "MICROVM_KIT_KERNEL", script: "kernel/build.sh", arguments: &[] },
     Part {
         variable: "MICROVM_KIT_ROOT",
@@ -68,7 +68,22 @@ const PARTS: [Part; 12] = [
         script: "debian/initrd.sh",
         arguments: &["6.12", "generic", "debian-6.12-generic.cpio.gz"],
     },
+    Part { variable: "MICROVM_KIT_DEBIAN_DISK", script: "debian/disk.sh", arguments: &[] },
+    Part { variable: "MICROVM_KIT_IPXE", script: "debian/package.sh", arguments: &["ipxe"] },
+    Part {
+        variable: "MICROVM_KIT_MEMTEST",
+        script: "debian/package.sh",
+        arguments: &["memtest86+"],
+    },
+    Part {
+        variable: "MICROVM_KIT_SYSLINUX",
+        script: "debian/package.sh",
+        arguments: &["syslinux-common"],
+    },
 ];
+
+/// Where Debian's SeaBIOS is.
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// Makes what is missing and puts all paths into the environment.
 pub fn resolve() -> Result<(), String> {
@@ -76,6 +91,9 @@ pub fn resolve() -> Result<(), String> {
     if std::env::var_os(rig::IN_RIG).is_none() && Command::new("iperf3").arg("-v").output().is_err()
     {
         let _ = rig::install_packages(&["iperf3"]);
+    }
+    if std::env::var_os(rig::IN_RIG).is_none() && !Path::new(SEABIOS).exists() {
+        let _ = rig::install_packages(&["seabios"]);
     }
     let resources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("resources");
     // Outputs by name lie beside the build's own files.
@@ -136,6 +154,26 @@ pub fn tools() -> PathBuf {
 /// The same as an initramfs.
 pub fn initrd() -> PathBuf {
     part("MICROVM_KIT_INITRD")
+}
+
+/// A whole disk with GRUB and Debian on it; everybody's, so nobody writes to it.
+pub fn debian_disk() -> PathBuf {
+    part("MICROVM_KIT_DEBIAN_DISK").join("disk.img")
+}
+
+/// The files of Debian's iPXE.
+pub fn ipxe() -> PathBuf {
+    part("MICROVM_KIT_IPXE")
+}
+
+/// The files of Debian's Memtest86+.
+pub fn memtest() -> PathBuf {
+    part("MICROVM_KIT_MEMTEST")
+}
+
+/// The files of Debian's SYSLINUX.
+pub fn syslinux() -> PathBuf {
+    part("MICROVM_KIT_SYSLINUX")
 }
 
 /// A stock Debian kernel and its initramfs; `name` like `6_12_CLOUD`.

@@ -10,6 +10,8 @@ pub fn tests() -> Vec<Trial> {
     vec![
         trial("modes::hvm_is_a_pc_and_nothing_says_otherwise", hvm),
         trial("modes::interrupts_and_timers_can_be_the_monitors", user_interrupts),
+        trial("modes::local_apics_alone_can_be_kvms", split),
+        trial("modes::messages_reach_them_as_well", split_pvhvm),
         trial("modes::hvm_pv_is_a_pc_with_virtio_cards", hvm_pv),
         trial("modes::pvhvm_adds_the_hypervisors_clock_and_interrupts", pvhvm),
         trial("modes::pv_has_no_pc_around_it", pv),
@@ -156,6 +158,32 @@ fn user_interrupts() -> Verdict {
     check(outcome.count("messages")? == 0, "no messages", &outcome)?;
     check(outcome.count("levels")? == 1, "the card has a line", &outcome)?;
     check(outcome.stderr.contains("guest powered off"), "ACPI powers off", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+/// With local APICs in KVM and everything before them in the monitor, two
+/// processors: levels of the card, edges of drives and the timer.
+fn split() -> Verdict {
+    let Some(machine) = Machine::new("hvm", SCSI, ("mvsplit", 28), (256 << 10, 64 << 10)) else {
+        return unavailable();
+    };
+    let outcome = machine.run(|guest| guest.arg("--intr").arg("split").arg("--cpus").arg("2"))?;
+    check(outcome.count("detected")? == 0, "Linux detects no hypervisor", &outcome)?;
+    check(outcome.count("messages")? == 0, "no messages", &outcome)?;
+    check(outcome.count("levels")? == 1, "the card has a line", &outcome)?;
+    check(outcome.stderr.contains("guest powered off"), "ACPI powers off", &outcome)?;
+    Ok(Completion::Completed)
+}
+
+fn split_pvhvm() -> Verdict {
+    let Some(machine) = Machine::new("pvhvm", VIRTIO, ("mvsplpv", 29), (256 << 10, 64 << 10))
+    else {
+        return unavailable();
+    };
+    let outcome = machine.run(|guest| guest.arg("--intr").arg("split").arg("--cpus").arg("2"))?;
+    check(outcome.count("detected")? == 1, "Linux detects KVM", &outcome)?;
+    check(outcome.count("messages")? > 5, "cards send messages", &outcome)?;
+    check(outcome.count("x2apic")? > 0, "the APIC needs no memory", &outcome)?;
     Ok(Completion::Completed)
 }
 

@@ -13,6 +13,7 @@ pub fn tests() -> Vec<Trial> {
     vec![
         trial("plug::disks_and_cards_come_change_and_go", come_and_go),
         trial("plug::debian_6_12_cloud_finds_a_new_disk", debian),
+        trial("plug::a_motherboard_has_a_power_button_and_soldered_slots", board),
         trial("plug::over_mmio_disks_change_size_and_stay", mmio),
     ]
 }
@@ -108,6 +109,27 @@ fn debian() -> Verdict {
     ctl(&socket, &format!("add-disk {},format=qcow2", image.display()))?;
     started.expect("here=read")?;
     ctl(&socket, "remove block2 --timeout 60")?;
+    started.wait()?.script_passed()?;
+    Ok(Completion::Completed)
+}
+
+fn board() -> Verdict {
+    let script = "echo ready; await '[ $(cat /sys/block/vdc/size) = 4096 ]'; echo grown
+        sci() { awk '$NF == \"acpi\" {print $2}' /proc/interrupts; }; before=$(sci)
+        echo waiting; await '[ $(sci) -gt $before ]'; echo pressed";
+    let guest = guest(Guest::tiny(), "pci", script).arg("--mode").arg("hvm-pv");
+    let (socket, image) = (guest.scratch("control"), guest.scratch("data.img"));
+    std::fs::write(&image, vec![0; 1 << 20])?;
+    let mut started = guest.arg("--disk").arg(&image).start();
+    started.expect("ready")?;
+    let other = socket.with_file_name("other.img");
+    std::fs::write(&other, vec![0; 4096])?;
+    let add = format!("add-disk {}", other.display());
+    has(&ctl(&socket, &add).unwrap_err(), "not for motherboards")?;
+    has(&ctl(&socket, "remove block2").unwrap_err(), "not for motherboards")?;
+    has(&ctl(&socket, "resize-disk block2 2M")?, "2097152")?;
+    started.expect("waiting")?;
+    ctl(&socket, "power-button")?;
     started.wait()?.script_passed()?;
     Ok(Completion::Completed)
 }

@@ -1,20 +1,28 @@
-//! `--intr user`: interrupt controllers and timers in the monitor, and nothing
-//! of them in KVM.
+//! Interrupt controllers and timers in the monitor: all of them with `--intr user`,
+//! all but the local APICs with `--intr split`.
 //!
 //! ```text
 //!  lines (eventfds) ─► event loop ─┐                         ┌─ KVM_INTERRUPT
 //!  timers (timerfd) ─► event loop ─┼─► Interrupts ─► vCPU ───┤
-//!  registers ─► vCPU's exits ──────┘                         └─ window, HLT
+//!  registers ─► vCPU's exits ──────┘        │                └─ window, HLT
+//!                                           └─► KVM_SIGNAL_MSI (split)
 //! ```
 //!
 //! The vCPU looks for an interrupt each time before it enters the guest. If one
 //! comes while the guest runs, a signal gets the vCPU out; if the guest does not
 //! let itself be interrupted, KVM is asked to come back when it does.
+//!
+//! Where local APICs are KVM's, only the 8259's interrupts take that way, and only
+//! on the first vCPU. The I/O APIC's are messages; KVM tells of the end of those
+//! that are levels (`KVM_EXIT_IOAPIC_EOI`), as it knows the pins' messages from its
+//! routing table.
 
+use crate::msi::Messages;
 use devices::bus::{BusDevice, lock};
 use devices::irq::IrqLine;
 use devices::legacy::interrupts::Interrupts;
 use devices::pci::intx::InterruptInputs;
+use devices::state::{Saved, StateError};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::VcpuFd;
 use std::io;
@@ -28,8 +36,6 @@ use vmm_sys_util::timerfd::TimerFd;
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`: a vector, 32 bits wide.
 pub const KVM_INTERRUPT: u32 = 0x4004_ae86;
-/// `IA32_APIC_BASE`, global enable.
-const APIC_ENABLED: u64 = 1 << 11;
 /// A timer that a guest sets shorter than this is not worth waking up for more
 /// often; its ends then come together.
 const SHORTEST: Duration = Duration::from_micros(20);
@@ -42,6 +48,8 @@ pub struct Controllers {
     /// Time began then.
     start: Instant,
     lines: Mutex<Vec<(EventFd, u32)>>,
+    /// The way to local APICs that are KVM's.
+    messages: Option<Arc<Messages>>,
 }
 
 struct State {
@@ -53,6 +61,10 @@ struct State {
     /// KVM comes back by itself once the guest can be interrupted.
     window: bool,
     stopped: bool,
+    /// Taken from the 8259, and KVM has one already that it has not injected yet.
+    taken: Option<u8>,
+    /// What CR8 was as the guest was entered.
+    cr8: u8,
 }
 
 /// How the vCPU is got out of the guest.
@@ -66,8 +78,17 @@ struct Kick {
 unsafe impl Send for Kick {}
 
 impl Controllers {
-    /// Controllers without any line.
+    /// Controllers without any line, and with the local APIC.
     pub fn new() -> io::Result<Arc<Self>> {
+        Self::with(Interrupts::new(), None)
+    }
+
+    /// The same for local APICs that are KVM's.
+    pub fn split(messages: Arc<Messages>) -> io::Result<Arc<Self>> {
+        Self::with(Interrupts::without_local_apic(), Some(messages))
+    }
+
+    fn with(chips: Interrupts, messages: Option<Arc<Messages>>) -> io::Result<Arc<Self>> {
         let timer = TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
         // It may be set anew between its end and the read that asks for it.
         // SAFETY: the descriptor is open, and the flag is the only one it has.
@@ -76,17 +97,30 @@ impl Controllers {
         }
         Ok(Arc::new(Self {
             state: Mutex::new(State {
-                chips: Interrupts::new(),
+                chips,
                 timer,
                 armed: None,
                 vcpu: None,
                 window: false,
                 stopped: false,
+                taken: None,
+                cr8: 0,
             }),
             wake: Condvar::new(),
             start: Instant::now(),
             lines: Mutex::default(),
+            messages,
         }))
+    }
+
+    /// Whether local APICs are KVM's.
+    pub fn is_split(&self) -> bool {
+        self.messages.is_some()
+    }
+
+    /// Whether this vCPU's interrupts come from here.
+    pub fn interrupts(&self, vcpu: u32) -> bool {
+        !self.is_split() || vcpu == 0
     }
 
     /// Ties a device's line to an input.
@@ -106,6 +140,9 @@ impl Controllers {
         let now = self.now();
         let result = change(&mut state.chips, now);
         state.arm(now);
+        if let Some(messages) = &self.messages {
+            state.chips.take_sent().iter().for_each(|message| messages.send(message.as_write()));
+        }
         if state.chips.is_pending() {
             self.wake.notify_all();
             state.kick();
@@ -135,30 +172,58 @@ impl Controllers {
         }
         let now = self.now();
         state.chips.advance(now);
+        if let Some(messages) = &self.messages {
+            state.chips.take_sent().iter().for_each(|message| messages.send(message.as_write()));
+        }
+        let cr8 = fd.get_kvm_run().cr8 as u8;
+        if cr8 != state.cr8 {
+            state.chips.set_cr8(cr8);
+        }
         if state.chips.take_nmi() {
             fd.nmi().map_err(|e| format!("KVM_NMI: {e}"))?;
         }
         let run = fd.get_kvm_run();
         let open = run.ready_for_interrupt_injection != 0 && run.if_flag != 0;
-        if open && let Some(vector) = state.chips.acknowledge() {
-            interrupt(fd, vector).map_err(|e| format!("KVM_INTERRUPT: {e}"))?;
+        if open && let Some(vector) = state.taken.take().or_else(|| state.chips.acknowledge()) {
+            match interrupt(fd, vector) {
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => state.taken = Some(vector),
+                done => done.map_err(|e| format!("KVM_INTERRUPT: {e}"))?,
+            }
         }
-        state.window = state.chips.is_pending();
+        state.window = state.taken.is_some() || state.chips.is_pending();
+        state.cr8 = state.chips.cr8();
         let run = fd.get_kvm_run();
         run.request_interrupt_window = state.window.into();
-        run.cr8 = state.chips.cr8().into();
+        run.cr8 = state.cr8.into();
         state.arm(now);
         Ok(())
     }
 
-    /// After the guest was left: what it has done to its own registers.
-    pub fn left(&self, fd: &mut VcpuFd) {
-        let run = fd.get_kvm_run();
-        let (cr8, enabled) = (run.cr8 as u8, run.apic_base & APIC_ENABLED != 0);
+    /// A local APIC of KVM's has ended an interrupt that was a level.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        self.change(|chips, _| chips.end_of_interrupt(vector));
+    }
+
+    /// Tells KVM what the I/O APIC's pins send.
+    fn tell_pins(&self, chips: &Interrupts) {
+        if let Some(messages) = &self.messages {
+            let pins = chips.messages().map(|(pin, message)| (pin as u32, message.as_write()));
+            messages.set_pins(pins);
+        }
+    }
+
+    /// Their state. No vCPU may run.
+    pub fn save(&self) -> Result<Saved, StateError> {
+        lock(&self.state).chips.save()
+    }
+
+    /// Takes over a saved state. No vCPU may run.
+    pub fn restore(&self, saved: &Saved) -> Result<(), StateError> {
         let mut state = lock(&self.state);
-        state.window = false;
-        state.chips.enable_apic(enabled);
-        state.chips.set_cr8(cr8);
+        state.chips.restore(saved)?;
+        self.tell_pins(&state.chips);
+        state.arm(self.now());
+        Ok(())
     }
 
     /// The guest has executed HLT: waits for what ends it.
@@ -321,7 +386,11 @@ impl BusDevice for IoApicPage {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(value) = written(offset, data) {
-            self.0.change(|chips, _| chips.write_ioapic(offset, value));
+            self.0.change(|chips, _| {
+                chips.write_ioapic(offset, value);
+                // Before what it has let go is sent: its end may come at once.
+                self.0.tell_pins(chips);
+            });
         }
     }
 }

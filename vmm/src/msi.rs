@@ -10,7 +10,7 @@ use devices::pci::msix::{Msix, Routes};
 use devices::virtio::pci::Doorbells;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::collections::BTreeMap;
@@ -105,6 +105,28 @@ impl Messages {
         lock(&self.gsis).give_back(gsis);
     }
 
+    /// Makes pins of an IOAPIC that is the monitor's known to KVM, which tells of
+    /// the end of an interrupt only if it is one of these.
+    pub fn set_pins(&self, pins: impl Iterator<Item = (u32, (u64, u32))>) {
+        let mut routes = lock(&self.routes);
+        let mut changed = false;
+        for (pin, message) in pins {
+            changed |= routes.insert(pin, message) != Some(message);
+        }
+        if changed {
+            self.write(&routes);
+        }
+    }
+
+    /// Sends a message.
+    pub fn send(&self, (address, data): (u64, u32)) {
+        let (address_lo, address_hi) = (address as u32, (address >> 32) as u32);
+        let message = kvm_msi { address_lo, address_hi, data, ..Default::default() };
+        if let Err(e) = self.vm.signal_msi(message) {
+            log::error!("KVM_SIGNAL_MSI: {e}: an interrupt is lost");
+        }
+    }
+
     fn set(&self, gsi: u32, message: (u64, u32)) {
         let mut routes = lock(&self.routes);
         if routes.insert(gsi, message) != Some(message) {
@@ -132,11 +154,16 @@ pub enum Wiring {
     Straight,
     /// As on a PC: the timer's, 0, comes to pin 2.
     Pc,
+    /// The IOAPIC is the monitor's: to KVM its pins are messages like all others.
+    Messages,
 }
 
 /// The routes of the interrupt controllers, which are replaced together with
 /// those of messages.
 pub fn irqchip_routes(wiring: Wiring) -> Vec<kvm_irq_routing_entry> {
+    if wiring == Wiring::Messages {
+        return Vec::new();
+    }
     let entry = |gsi, irqchip, pin| {
         let mut entry =
             kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };

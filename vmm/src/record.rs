@@ -48,6 +48,8 @@ pub enum Kind {
     Halt,
     /// The guest can take an interrupt now, where they are the monitor's.
     Window,
+    /// An interrupt of the monitor's IOAPIC has ended that was a level.
+    Ended,
     /// The vCPU was called: for an interrupt of the monitor's.
     Called,
 }

@@ -97,7 +97,7 @@ impl Vcpu {
 
     /// Runs the guest until the machine ends or this vCPU is kicked.
     fn run(&mut self) {
-        let controllers = self.controllers.clone();
+        let controllers = self.injector().cloned();
         if let Some(controllers) = &controllers {
             controllers.attach(&mut self.fd);
         }
@@ -105,6 +105,11 @@ impl Vcpu {
         if let Some(controllers) = &controllers {
             controllers.detach();
         }
+    }
+
+    /// Controllers that interrupt this vCPU.
+    fn injector(&self) -> Option<&Arc<Controllers>> {
+        self.controllers.as_ref().filter(|controllers| controllers.interrupts(self.id))
     }
 
     fn run_attached(&mut self) {
@@ -125,7 +130,7 @@ impl Vcpu {
     fn step(&mut self) -> Result<Step, String> {
         let counts = &*self.counts;
         let count = |c: &AtomicU64| c.fetch_add(1, Ordering::Relaxed);
-        if let Some(controllers) = &self.controllers {
+        if let Some(controllers) = self.controllers.as_ref().filter(|c| c.interrupts(self.id)) {
             controllers.enter(&mut self.fd)?;
         }
         let exit = self.fd.run();
@@ -196,6 +201,13 @@ impl Vcpu {
                 self.note(Kind::Halt);
                 self.halt();
             }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                count(&counts.other);
+                self.note(Kind::Ended);
+                if let Some(controllers) = &self.controllers {
+                    controllers.end_of_interrupt(vector);
+                }
+            }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {
                 count(&counts.other);
                 self.note(Kind::Window);
@@ -243,11 +255,11 @@ impl Vcpu {
     /// debugger, interrupts `KVM_RUN`, too, and means nothing.
     fn interrupted(&mut self) -> Step {
         self.note(Kind::Called);
+        // Perhaps an interrupt came; whoever stops this vCPU has ended the machine.
+        let interrupts = self.injector().is_some();
         match self.fd.get_kvm_run().immediate_exit {
-            // An interrupt came; whoever stops this vCPU has ended the machine.
-            _ if self.controllers.is_some() => Step::Go,
-            0 => Step::Go,
-            _ => Step::Kicked,
+            1.. if !interrupts => Step::Kicked,
+            _ => Step::Go,
         }
     }
 }

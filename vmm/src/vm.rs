@@ -3,14 +3,15 @@
 
 use crate::intr::Controllers;
 use crate::memory::{self, MemoryError, Ram};
-use crate::msi::{self, Wiring};
+use crate::msi::{self, Messages, Wiring};
 use arch::registers::{self, Entry};
 use arch::{cpuid, layout, vcpu_state};
 use devices::irq::IrqLine;
+use devices::state::{Saved, StateError};
 use kvm_bindings::{
-    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CLOCK_TSC_STABLE, KVM_MAX_CPUID_ENTRIES,
-    KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irqchip,
-    kvm_pit_config, kvm_pit_state2,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_TSC_STABLE,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub enum VmError {
     /// A vCPU's registers could not be set.
     #[error(transparent)]
     State(#[from] vcpu_state::VcpuStateError),
+    /// Interrupt controllers of the monitor could not be saved or restored.
+    #[error(transparent)]
+    Controllers(#[from] StateError),
 }
 
 trait What<T> {
@@ -58,17 +62,31 @@ impl<T> What<T> for Result<T, kvm_ioctls::Error> {
     }
 }
 
-/// A virtual machine with an in-kernel interrupt controller and PIT.
+/// A virtual machine without vCPUs and devices.
 pub struct Vm {
     /// The VM's file descriptor.
     pub fd: Arc<VmFd>,
     supported: CpuId,
     tsc_deadline: bool,
     options: Options,
+    /// Messages that devices send.
+    pub messages: Arc<Messages>,
     /// Whether KVM can take writes for us, to be carried out later.
     pub takes_writes: bool,
     /// Interrupt controllers that are not KVM's.
     pub controllers: Option<Arc<Controllers>>,
+}
+
+/// Which interrupt controllers and timers are KVM's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Chips {
+    /// All of them.
+    #[default]
+    Kernel,
+    /// Local APICs.
+    Split,
+    /// None.
+    User,
 }
 
 /// What of the machine is KVM's business.
@@ -78,27 +96,29 @@ pub struct Options {
     pub wiring: Wiring,
     /// KVM's features that the guest may use: see [`cpuid::Topology`].
     pub paravirtual: Option<u32>,
-    /// Whether interrupt controllers and timers are the monitor's.
-    pub user_interrupts: bool,
+    /// Which interrupt controllers and timers are KVM's.
+    pub chips: Chips,
 }
 
 impl Default for Options {
     /// No motherboard, and all features.
     fn default() -> Self {
-        Self { wiring: Wiring::Straight, paravirtual: Some(u32::MAX), user_interrupts: false }
+        Self { wiring: Wiring::Straight, paravirtual: Some(u32::MAX), chips: Chips::Kernel }
     }
 }
 
 /// The version of [`VmState`]'s layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What KVM holds for the machine as a whole.
 #[derive(Serialize, Deserialize)]
 pub struct VmState {
-    /// Master and slave 8259 and the IOAPIC, by `chip_id`.
+    /// Master and slave 8259 and the IOAPIC, by `chip_id`; none that are not KVM's.
     pub irqchips: Vec<kvm_irqchip>,
-    /// The 8254.
-    pub pit: kvm_pit_state2,
+    /// The 8254, if it is KVM's.
+    pub pit: Option<kvm_pit_state2>,
+    /// Those that are not KVM's.
+    pub controllers: Option<Saved>,
     /// kvm-clock.
     pub clock: kvm_clock_data,
 }
@@ -113,7 +133,8 @@ impl Vm {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).what("KVM_GET_SUPPORTED_CPUID")?;
         // The timer of a LAPIC that is not KVM's has no such mode.
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && !options.user_interrupts;
+        let tsc_deadline =
+            kvm.check_extension(Cap::TscDeadlineTimer) && options.chips != Chips::User;
         let fd = kvm.create_vm().what("KVM_CREATE_VM")?;
         // Both are for VMX without unrestricted guest, and must precede vCPUs.
         fd.set_identity_map_address(layout::IDENTITY_MAP).what("KVM_SET_IDENTITY_MAP_ADDR")?;
@@ -121,25 +142,27 @@ impl Vm {
         let fd = Arc::new(fd);
         let takes_writes = kvm.check_extension(Cap::CoalescedMmio);
         let failed = |e: io::Error| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EIO));
-        if options.user_interrupts {
-            let controllers = Controllers::new().map_err(failed).what("timerfd")?;
-            let controllers = Some(controllers);
-            return Ok(Self { fd, supported, tsc_deadline, options, takes_writes, controllers });
-        }
-        fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        fd.create_pit2(pit).what("KVM_CREATE_PIT2")?;
-        if options.wiring != Wiring::Straight {
-            let routes = KvmIrqRouting::from_entries(&msi::irqchip_routes(options.wiring));
-            let routes = routes.map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
-            routes.and_then(|routes| fd.set_gsi_routing(&routes)).what("KVM_SET_GSI_ROUTING")?;
-        }
-        Ok(Self { fd, supported, tsc_deadline, options, takes_writes, controllers: None })
+        let wiring = if options.chips == Chips::Split { Wiring::Messages } else { options.wiring };
+        let messages = Messages::new(fd.clone(), wiring);
+        let controllers = match options.chips {
+            Chips::Kernel => {
+                create_chips(&fd, wiring)?;
+                None
+            }
+            Chips::Split => {
+                let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+                cap.args[0] = layout::IOAPIC_PINS.into();
+                fd.enable_cap(&cap).what("KVM_CAP_SPLIT_IRQCHIP")?;
+                Some(Controllers::split(messages.clone()).map_err(failed).what("timerfd")?)
+            }
+            Chips::User => Some(Controllers::new().map_err(failed).what("timerfd")?),
+        };
+        Ok(Self { fd, supported, tsc_deadline, options, takes_writes, messages, controllers })
     }
 
-    /// How interrupts reach the IOAPIC.
-    pub fn wiring(&self) -> Wiring {
-        self.options.wiring
+    /// Which interrupt controllers and timers are KVM's.
+    pub fn chips(&self) -> Chips {
+        self.options.chips
     }
 
     /// Gives the guest its memory.
@@ -160,7 +183,7 @@ impl Vm {
             cpus,
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
             tsc_deadline: self.tsc_deadline,
-            x2apic: !self.options.user_interrupts,
+            x2apic: self.options.chips != Chips::User,
             paravirtual: self.options.paravirtual,
         };
         let leaves = cpuid::leaves(&self.supported, &topology).ok_or(VmError::Cpuid)?;
@@ -173,7 +196,7 @@ impl Vm {
             fd.enable_cap(&cap).what("KVM_CAP_ENFORCE_PV_FEATURE_CPUID")?;
         }
         vcpu_state::write_msrs(&fd, &registers::boot_msrs())?;
-        if self.options.user_interrupts {
+        if self.options.chips == Chips::User {
             return Ok(fd);
         }
         let mut lapic = fd.get_lapic().what("KVM_GET_LAPIC")?;
@@ -232,17 +255,21 @@ impl Vm {
 
     /// Saves what KVM holds for the machine. No vCPU may run.
     pub fn save(&self) -> Result<VmState, VmError> {
-        let mut irqchips = Vec::new();
-        for chip_id in 0..3 {
+        let (mut irqchips, mut pit) = (Vec::new(), None);
+        let ours = self.controllers.as_ref();
+        let controllers = ours.map(|controllers| controllers.save()).transpose()?;
+        for chip_id in 0..if ours.is_some() { 0 } else { 3 } {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             self.fd.get_irqchip(&mut chip).what("KVM_GET_IRQCHIP")?;
             irqchips.push(chip);
         }
-        let pit = self.fd.get_pit2().what("KVM_GET_PIT2")?;
+        if ours.is_none() {
+            pit = Some(self.fd.get_pit2().what("KVM_GET_PIT2")?);
+        }
         let mut clock = self.fd.get_clock().what("KVM_GET_CLOCK")?;
         // A flag of the answer that KVM_SET_CLOCK does not take.
         clock.flags &= !KVM_CLOCK_TSC_STABLE;
-        Ok(VmState { irqchips, pit, clock })
+        Ok(VmState { irqchips, pit, controllers, clock })
     }
 
     /// Makes this VM, fresh or stopped, the one that was saved.
@@ -250,9 +277,27 @@ impl Vm {
         for chip in &state.irqchips {
             self.fd.set_irqchip(chip).what("KVM_SET_IRQCHIP")?;
         }
-        self.fd.set_pit2(&state.pit).what("KVM_SET_PIT2")?;
+        if let Some(pit) = &state.pit {
+            self.fd.set_pit2(pit).what("KVM_SET_PIT2")?;
+        }
+        if let (Some(controllers), Some(saved)) = (&self.controllers, &state.controllers) {
+            controllers.restore(saved)?;
+        }
         // Realtime and host TSC describe the host that saved, not this one.
         let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
         self.fd.set_clock(&clock).what("KVM_SET_CLOCK")
     }
+}
+
+/// Makes KVM's own interrupt controllers and timer.
+fn create_chips(fd: &VmFd, wiring: Wiring) -> Result<(), VmError> {
+    fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    fd.create_pit2(pit).what("KVM_CREATE_PIT2")?;
+    if wiring == Wiring::Straight {
+        return Ok(());
+    }
+    let routes = KvmIrqRouting::from_entries(&msi::irqchip_routes(wiring));
+    let routes = routes.map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
+    routes.and_then(|routes| fd.set_gsi_routing(&routes)).what("KVM_SET_GSI_ROUTING")
 }

@@ -34,6 +34,9 @@ const CPUS: u16 = 0x05;
 const MAX_CPUS: u16 = 0x0f;
 const DIRECTORY: u16 = 0x19;
 const FIRST_FILE: u16 = 0x20;
+/// One byte: the timer's interrupt, 0, comes to pin 2 of the IOAPIC, which the
+/// firmware's own tables then tell.
+const IRQ0_OVERRIDE: u16 = 0x8002;
 /// `ID`: the ports work, and DMA does.
 const ID_DMA: u32 = 1 << 1 | 1;
 /// What the DMA address register reads as.
@@ -85,6 +88,7 @@ impl FwCfg {
         items.insert(ID, ID_DMA.to_le_bytes().to_vec());
         items.insert(CPUS, cpus.to_le_bytes().to_vec());
         items.insert(MAX_CPUS, cpus.to_le_bytes().to_vec());
+        items.insert(IRQ0_OVERRIDE, vec![1]);
         let mut directory = (files.0.len() as u32).to_be_bytes().to_vec();
         for (selector, (name, content)) in (FIRST_FILE..).zip(files.0) {
             directory.extend((content.len() as u32).to_be_bytes());

@@ -1,5 +1,6 @@
-//! The interrupt controllers and the timer of a PC with one processor, wired
-//! together as on its board.
+//! The interrupt controllers and the timer of a PC, wired together as on its board:
+//! with the local APIC of its one processor, or without any, where those are
+//! somebody else's and messages are handed out.
 //!
 //! ```text
 //!  PIT counter 0 ─► IRQ 0 ─┐              ┌─► 8259 pair ─► LINT0 ─┐
@@ -21,17 +22,22 @@ pub const LINES: u32 = ioapic::PINS as u32;
 /// Where the timer's line is on the I/O APIC.
 const TIMER_PIN: usize = 2;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// All four chips.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interrupts {
     pic: Pic,
     ioapic: IoApic,
-    lapic: LocalApic,
+    /// None where it is not ours.
+    lapic: Option<LocalApic>,
     pit: Pit,
     /// `IA32_APIC_BASE`: without a local APIC the 8259's line is the processor's.
     apic_enabled: bool,
+    /// For local APICs that are not ours: at most a few for each access, and taken
+    /// after it.
+    #[serde(skip)]
+    sent: Vec<Message>,
 }
 
 impl Default for Interrupts {
@@ -46,10 +52,32 @@ impl Interrupts {
         Self {
             pic: Pic::new(),
             ioapic: IoApic::new(),
-            lapic: LocalApic::new(0),
+            lapic: Some(LocalApic::new(0)),
             pit: Pit::new(),
             apic_enabled: true,
+            sent: Vec::new(),
         }
+    }
+
+    /// The same for local APICs that are not ours.
+    pub fn without_local_apic() -> Self {
+        Self { lapic: None, ..Self::new() }
+    }
+
+    /// Messages for local APICs that are not ours, since the last time.
+    pub fn take_sent(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// What the I/O APIC's pins can send as they are set up.
+    pub fn messages(&self) -> impl Iterator<Item = (usize, Message)> {
+        self.ioapic.messages()
+    }
+
+    /// A local APIC that is not ours has ended an interrupt with this vector.
+    pub fn end_of_interrupt(&mut self, vector: u8) {
+        let messages = self.ioapic.end_of_interrupt(vector);
+        self.deliver(messages);
     }
 
     /// Drives a line.
@@ -73,7 +101,10 @@ impl Interrupts {
     }
 
     fn deliver(&mut self, messages: impl IntoIterator<Item = Message>) {
-        messages.into_iter().for_each(|message| self.lapic.deliver(message));
+        match &mut self.lapic {
+            Some(lapic) => messages.into_iter().for_each(|message| lapic.deliver(message)),
+            None => self.sent.extend(messages),
+        }
     }
 
     /// Brings both timers up to `now`.
@@ -81,12 +112,14 @@ impl Interrupts {
         if self.pit.rose(now) {
             self.pulse(0);
         }
-        self.lapic.advance(now);
+        if let Some(lapic) = &mut self.lapic {
+            lapic.advance(now);
+        }
     }
 
     /// When a timer ends next.
     pub fn next_event(&self) -> Option<u64> {
-        let times = [self.pit.next_rise(), self.lapic.next_timer()];
+        let times = [self.pit.next_rise(), self.lapic.as_ref().and_then(LocalApic::next_timer)];
         times.into_iter().flatten().min()
     }
 
@@ -96,12 +129,21 @@ impl Interrupts {
     }
 
     fn external_is_pending(&self) -> bool {
-        (!self.apic_enabled || self.lapic.accepts_external()) && self.pic.is_pending()
+        let accepted = match &self.lapic {
+            Some(lapic) => !self.apic_enabled || lapic.accepts_external(),
+            // Its owner knows.
+            None => true,
+        };
+        accepted && self.pic.is_pending()
+    }
+
+    fn internal_is_pending(&self) -> bool {
+        self.apic_enabled && self.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some())
     }
 
     /// Whether the processor is interrupted, if it lets itself be.
     pub fn is_pending(&self) -> bool {
-        self.external_is_pending() || self.apic_enabled && self.lapic.pending().is_some()
+        self.external_is_pending() || self.internal_is_pending()
     }
 
     /// The processor takes the interrupt: its vector.
@@ -109,22 +151,24 @@ impl Interrupts {
         if self.external_is_pending() {
             return Some(self.pic.acknowledge());
         }
-        self.apic_enabled.then(|| self.lapic.acknowledge()).flatten()
+        self.lapic.as_mut().filter(|_| self.apic_enabled)?.acknowledge()
     }
 
     /// Takes a pending NMI.
     pub fn take_nmi(&mut self) -> bool {
-        self.lapic.take_nmi()
+        self.lapic.as_mut().is_some_and(LocalApic::take_nmi)
     }
 
     /// What CR8 shows.
     pub fn cr8(&self) -> u8 {
-        self.lapic.cr8()
+        self.lapic.as_ref().map_or(0, LocalApic::cr8)
     }
 
     /// What the processor has in CR8.
     pub fn set_cr8(&mut self, cr8: u8) {
-        self.lapic.set_cr8(cr8);
+        if let Some(lapic) = &mut self.lapic {
+            lapic.set_cr8(cr8);
+        }
     }
 
     /// A read of a port of the 8259s, the 8254 or port B.
@@ -159,15 +203,15 @@ impl Interrupts {
     /// A read of the local APIC.
     pub fn read_lapic(&mut self, offset: u64, now: u64) -> u32 {
         self.advance(now);
-        self.lapic.read(offset, now)
+        self.lapic.as_mut().map_or(0, |lapic| lapic.read(offset, now))
     }
 
     /// A write to the local APIC.
     pub fn write_lapic(&mut self, offset: u64, value: u32, now: u64) {
         self.advance(now);
-        if let Some(vector) = self.lapic.write(offset, value, now) {
-            let messages = self.ioapic.end_of_interrupt(vector);
-            self.deliver(messages);
+        let ended = self.lapic.as_mut().and_then(|lapic| lapic.write(offset, value, now));
+        if let Some(vector) = ended {
+            self.end_of_interrupt(vector);
         }
     }
 
@@ -176,9 +220,13 @@ impl Interrupts {
         Saved::new("interrupts", VERSION, self)
     }
 
-    /// Takes over a saved state.
+    /// Takes over a saved state. Whose the local APIC is stays as it was built.
     pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
         let state: Self = saved.open("interrupts", VERSION)?;
+        if state.lapic.is_some() != self.lapic.is_some() {
+            let reason = "a local APIC is there or is not, unlike here".to_owned();
+            return Err(StateError::Invalid { kind: "interrupts", reason });
+        }
         // Each chip looks for itself whether it makes sense.
         self.pic.restore(&state.pic.save()?)?;
         self.pit.restore(&state.pit.save()?)?;
@@ -191,7 +239,13 @@ impl Interrupts {
 /// Runs a program of accesses: what a fuzzer finds must not panic or spin.
 #[cfg(any(test, feature = "testing"))]
 pub fn exercise(program: &[u8]) {
-    let mut chips = Interrupts::new();
+    exercise_with(Interrupts::new(), program);
+    exercise_with(Interrupts::without_local_apic(), program);
+}
+
+#[cfg(any(test, feature = "testing"))]
+fn exercise_with(mut chips: Interrupts, program: &[u8]) {
+    let mut other = chips.clone();
     let mut now = 0u64;
     for step in program.chunks_exact(8) {
         let [what, a, b, c, v0, v1, v2, v3] = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| step[i]);
@@ -212,6 +266,7 @@ pub fn exercise(program: &[u8]) {
                 chips.set_cr8(v0);
                 chips.enable_apic(v1 & 1 != 0);
                 chips.take_nmi();
+                chips.end_of_interrupt(v2);
             }
             _ => {
                 let pending = chips.is_pending();
@@ -219,9 +274,9 @@ pub fn exercise(program: &[u8]) {
             }
         }
         chips.advance(now);
+        assert!(chips.take_sent().len() <= 3 * ioapic::PINS, "more messages than there are pins");
         assert!(chips.next_event().is_none_or(|at| at > now), "a timer that does not move on");
     }
-    let mut other = Interrupts::new();
     other.restore(&chips.save().expect("a state")).expect("what was saved");
     assert_eq!(other, chips);
 }
@@ -302,6 +357,22 @@ mod tests {
         assert!(!chips.is_pending());
         chips.enable_apic(false);
         assert_eq!(chips.acknowledge(), Some(0x34));
+    }
+
+    #[test]
+    fn local_apics_of_others_get_messages() {
+        let mut chips = Interrupts::without_local_apic();
+        route(&mut chips, 11, 0x55 | 1 << 15);
+        chips.set_line(11, true);
+        let sent = |chips: &mut Interrupts| chips.take_sent().len();
+        assert_eq!((sent(&mut chips), sent(&mut chips)), (1, 0));
+        chips.end_of_interrupt(0x55);
+        assert_eq!(sent(&mut chips), 1, "it still asks");
+        chips.set_line(11, false);
+        chips.end_of_interrupt(0x55);
+        assert_eq!(sent(&mut chips), 0);
+        assert!(!chips.is_pending(), "nothing is for the processor itself");
+        assert!(Interrupts::new().restore(&chips.save().unwrap()).is_err());
     }
 
     proptest! {

@@ -69,6 +69,18 @@ impl Delivery {
             _ => return None,
         })
     }
+
+    fn bits(self) -> u32 {
+        match self {
+            Self::Fixed => 0,
+            Self::LowestPriority => 1,
+            Self::Smi => 2,
+            Self::Nmi => 4,
+            Self::Init => 5,
+            Self::Startup => 6,
+            Self::ExtInt => 7,
+        }
+    }
 }
 
 /// An interrupt message on its way to a local APIC.
@@ -84,6 +96,18 @@ pub struct Message {
     pub destination: u8,
     /// Whether an end of interrupt is wanted.
     pub level: bool,
+}
+
+impl Message {
+    /// The same as a write to memory (SDM 3A, 11.11): its address and its data.
+    pub fn as_write(&self) -> (u64, u32) {
+        const LOCAL_APICS: u64 = 0xfee0_0000;
+        const ASSERT: u32 = 1 << 14;
+        let address =
+            LOCAL_APICS | u64::from(self.destination) << 12 | u64::from(self.logical) << 2;
+        let level = u32::from(self.level) << 15;
+        (address, u32::from(self.vector) | self.delivery.bits() << 8 | ASSERT | level)
+    }
 }
 
 const VERSION: u32 = 1;
@@ -264,6 +288,16 @@ mod tests {
         assert_eq!(ioapic.set_pin(4, true), None);
         assert_eq!(ioapic.set_pin(4, false), None);
         assert!(ioapic.set_pin(4, true).is_some());
+    }
+
+    #[test]
+    fn a_message_is_a_write() {
+        let mut ioapic = IoApic::new();
+        set(&mut ioapic, 4, 0x0300_0000_0000_0931);
+        set(&mut ioapic, 9, 0x0100_0000_0000_8042);
+        let writes = ioapic.messages().map(|(pin, message)| (pin, message.as_write()));
+        let expected = [(4, (0xfee0_3004, 0x4131)), (9, (0xfee0_1000, 0xc042))];
+        assert!(writes.eq(expected));
     }
 
     #[test]

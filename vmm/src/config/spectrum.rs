@@ -98,7 +98,8 @@ words! {
         User = "user",
         /// PIC, IOAPIC, local APIC and PIT in KVM, and no features of KVM's own.
         Kernel = "kernel",
-        /// The local APIC in KVM, the rest in the monitor.
+        /// Local APICs in KVM, the rest in the monitor; KVM's features as the mode
+        /// has them.
         Split = "split",
         /// As `kernel`, with KVM's clock and its other features.
         Pv = "pv",
@@ -116,6 +117,8 @@ pub struct Choices {
     pub board: BoardKind,
     /// Interrupts and timers.
     pub intr: Intr,
+    /// Whether the guest may use KVM's clock and its other features.
+    pub paravirtual: bool,
 }
 
 impl Choices {
@@ -132,7 +135,7 @@ impl Choices {
             Mode::Hvm | Mode::HvmPv => Intr::Kernel,
             Mode::Pvhvm | Mode::Pv => Intr::Pv,
         };
-        Self { disk_bus, net_model, board, intr }
+        Self { disk_bus, net_model, board, intr, paravirtual: matches!(intr, Intr::Pv) }
     }
 
     /// Whether there is a motherboard.
@@ -162,15 +165,21 @@ impl Config {
         let disk_bus = self.disk_bus.unwrap_or(preset.disk_bus);
         let net_model = self.net_model.unwrap_or(preset.net_model);
         let intr = self.intr.unwrap_or(preset.intr);
+        // It says where chips are, and leaves the mode's features as they are.
+        let paravirtual = match intr {
+            Intr::User | Intr::Kernel => false,
+            Intr::Split => preset.paravirtual,
+            Intr::Pv => true,
+        };
         let needs_board = (disk_bus != DiskBus::Virtio && self.all_disks().count() > 0)
             || (net_model != NetModel::Virtio && !self.nets.is_empty())
             || self.cdrom.is_some()
-            || intr != Intr::Pv;
+            || !paravirtual;
         let board = self.board.unwrap_or(match preset.board {
             BoardKind::Pvh if needs_board => BoardKind::Direct,
             board => board,
         });
-        Choices { disk_bus, net_model, board, intr }
+        Choices { disk_bus, net_model, board, intr, paravirtual }
     }
 
     /// What carries virtio devices: a motherboard has a PCI bus for them.
@@ -218,9 +227,6 @@ impl Config {
             BoardKind::Pvh | BoardKind::Direct | BoardKind::Real16 => {}
         }
         match choices.intr {
-            Intr::Split => {
-                return refuse("intr", &choices.intr, "not yet: use user or kernel");
-            }
             Intr::User if self.cpus > 1 => {
                 let why = "the monitor's local APIC starts no other processors: use one vCPU";
                 return refuse("intr", &choices.intr, why);
@@ -230,7 +236,7 @@ impl Config {
                            use kernel, or --disk-bus ide with --net-model rtl8139";
                 return refuse("intr", &choices.intr, why);
             }
-            Intr::User | Intr::Kernel | Intr::Pv => {}
+            Intr::User | Intr::Kernel | Intr::Split | Intr::Pv => {}
         }
         if !choices.has_board() {
             let why = "board pvh has no motherboard for it: leave --board out, or use direct";
@@ -244,14 +250,11 @@ impl Config {
                 let why = "board pvh has no IDE controller: leave --board out, or use direct";
                 return refuse("cdrom", &"given", why);
             }
-            if choices.intr != Intr::Pv {
+            if !choices.paravirtual {
                 let why = "a kernel without KVM's clock needs the timers of a motherboard: \
                            leave --board out, or use direct";
                 return refuse("intr", &choices.intr, why);
             }
-        } else if self.control.is_some() {
-            let why = "not yet on a motherboard: leave it out, or use --mode pv";
-            return refuse("control", &"given", why);
         } else if self.transport == Some(Transport::Mmio) {
             let why = "on a motherboard virtio devices are PCI cards, as its interrupt lines \
                        are taken: use pci";
@@ -263,8 +266,9 @@ impl Config {
             return Err(ConfigError::Drives(drives));
         }
         self.validate_real_devices(&choices)?;
-        if choices.intr != Intr::Pv && self.pv_features != PvFeatures::default() {
-            let why = "only --intr pv has any: use it, or leave --pv-features out";
+        if !choices.paravirtual && self.pv_features != PvFeatures::default() {
+            let why = "only --intr pv has any, and split in the modes pvhvm and pv: use it, or \
+                       leave --pv-features out";
             return refuse("pv-features", &self.pv_features, why);
         }
         Ok(())
@@ -301,7 +305,7 @@ impl Config {
             (true, false) => "P/VS",
             (false, true) => "VS/P",
         };
-        let intr = if choices.intr == Intr::Pv { "P" } else { "VS" };
+        let intr = if choices.paravirtual { "P" } else { "VS" };
         let board = match choices.board {
             BoardKind::Pvh => "P",
             // The board is there, and the kernel does not start on it by itself.
@@ -462,15 +466,21 @@ mod tests {
     }
 
     #[test]
+    fn where_chips_are_changes_no_features() {
+        let split = |mode| {
+            let config = config(|c| (c.mode, c.intr) = (mode, Some(Intr::Split)));
+            config.validate().unwrap();
+            config.choices()
+        };
+        assert!(!split(Mode::HvmPv).paravirtual);
+        let (pvhvm, pv) = (split(Mode::Pvhvm), split(Mode::Pv));
+        assert!(pvhvm.paravirtual && pv.paravirtual);
+        assert!(pvhvm.has_board() && !pv.has_board());
+    }
+
+    #[test]
     fn mixtures_that_cannot_work_are_refused_with_the_reason() {
-        let cases: [(Change, &str); 13] = [
-            (
-                |c| {
-                    c.mode = Mode::HvmPv;
-                    c.control = Some("s".into());
-                },
-                "not yet on a motherboard",
-            ),
+        let cases: [(Change, &str); 11] = [
             (
                 |c| {
                     c.mode = Mode::Hvm;
@@ -496,7 +506,6 @@ mod tests {
                 },
                 "one vCPU",
             ),
-            (|c| c.intr = Some(Intr::Split), "not yet"),
             (
                 |c| {
                     c.board = Some(BoardKind::Pvh);

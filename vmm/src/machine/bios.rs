@@ -5,6 +5,7 @@ use super::board::Board;
 use super::error::Error;
 use crate::config::Config;
 use crate::memory::Ram;
+use arch::acpi;
 use arch::layout::{self, MemoryKind};
 use devices::legacy::debug::{self, DebugConsole};
 use devices::legacy::fw_cfg::{self, Files, FwCfg};
@@ -32,7 +33,13 @@ pub fn clock(config: &Config) -> Rtc {
 
 /// Puts firmware's devices on the board.
 pub fn add_devices(config: &Config, ram: &Ram, board: &mut Board) -> Result<(), Error> {
-    let cfg = FwCfg::new(ram.clone(), config.cpus as u16, files(config));
+    let mut files = files(config);
+    // SeaBIOS's own tables are of a machine with slots that cards leave while it
+    // runs: of registers that are not here Linux reads that all have left.
+    for (name, content) in acpi::linked(&board.machine(config.cpus)).files {
+        files.add(name, content);
+    }
+    let cfg = FwCfg::new(ram.clone(), config.cpus as u16, files);
     board.add_ports(fw_cfg::BASE, fw_cfg::SIZE, cfg)?;
     let console = DebugConsole::new(|line| log::debug!("firmware: {line}"));
     board.add_ports(debug::CONSOLE, 1, console)

@@ -3,7 +3,9 @@
 
 use super::bios;
 use super::error::Error;
-use crate::config::{BoardKind, Config, Intr, Serial as SerialConfig, Transport};
+use super::operator::Button;
+use super::pc::Pc;
+use crate::config::{BoardKind, Config, Serial as SerialConfig, Transport};
 use crate::console::input::{Input, InputSink};
 use crate::ending::Ending;
 use crate::exit::Exit;
@@ -106,7 +108,7 @@ impl Board {
         let mut put = |base: u16, len, device: SharedDevice| ports.insert(base.into(), len, device);
         put(layout::COM1, serial::SIZE, serial.clone())?;
         let keyboard = shared(i8042::I8042::new(power.clone()));
-        if config.choices().intr == Intr::User {
+        if vm.controllers.is_some() {
             // Port B, between its two, is the timer's then.
             for port in [i8042::DATA, i8042::COMMAND] {
                 put(i8042::BASE + port as u16, 1, shared(Part::new(keyboard.clone(), port)))?;
@@ -120,7 +122,7 @@ impl Board {
         put(debug::PORT, 1, shared(debug::PostCodes::new()))?;
         let choices = config.choices();
         // No PC has one.
-        let pvpanic = choices.intr == Intr::Pv;
+        let pvpanic = choices.paravirtual;
         if pvpanic {
             put(pvpanic::PORT, 1, shared(pvpanic::PvPanic::new(power.clone())))?;
         }
@@ -132,9 +134,9 @@ impl Board {
             put(pm::SLEEP_CONTROL, pm::SIZE, shared(sleep))?;
         }
         // Without somebody to press it there is no button, and without ACPI
-        // nobody would know what it is.
+        // nobody would know what it is. A motherboard has its own.
         let mut button = None;
-        if config.control.is_some() && describe == Describe::Acpi {
+        if config.control.is_some() && describe == Describe::Acpi && !choices.has_board() {
             let irq = IrqLine::new().map_err(Error::host("eventfd"))?;
             vm.connect_irq(&irq, layout::GED_GSI)?;
             let events = Arc::new(Mutex::new(pm::PowerButton::new(irq)));
@@ -164,9 +166,13 @@ impl Board {
         self.firmware
     }
 
-    /// The power button, if there is one.
-    pub fn button(&self) -> Option<Arc<Mutex<pm::PowerButton>>> {
-        self.button.clone()
+    /// The power button, if there is one that the guest knows.
+    pub fn button(&self, pc: Option<&Pc>) -> Option<Button> {
+        if self.describe != Describe::Acpi {
+            return None;
+        }
+        let fixed = pc.map(|pc| Button::Fixed(pc.power.clone()));
+        fixed.or_else(|| self.button.clone().map(Button::Event))
     }
 
     /// The registers of the PCI slots, if functions may come and go.
@@ -255,7 +261,12 @@ impl Board {
         if self.describe == Describe::MpTable {
             return Ok(0);
         }
-        let machine = acpi::Machine {
+        Ok(acpi::write(ram, &self.machine(cpus))?)
+    }
+
+    /// The machine as ACPI tells it.
+    pub fn machine(&self, cpus: u32) -> acpi::Machine {
+        acpi::Machine {
             cpus,
             virtio: (0..self.virtio_mmio).map(virtio_slot).collect(),
             serial: true,
@@ -269,8 +280,7 @@ impl Board {
                 port: pm::GED_EVENTS,
                 slots: self.hot_plug.as_ref().map(|_| hotplug::BASE),
             }),
-        };
-        Ok(acpi::write(ram, &machine)?)
+        }
     }
 
     /// The monitor's standard input for the serial port; `terminal` when it is one.

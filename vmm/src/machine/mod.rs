@@ -37,7 +37,7 @@ use crate::msi::Wiring;
 use crate::record::Recorder;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Late, Running, Vcpu};
-use crate::vm::{self, Vm};
+use crate::vm::{self, Chips, Vm};
 use arch::registers::Entry;
 use boot::{Firmware, Initrd, Kernel, Payload, Way, firmware};
 use devices::backend::console::Loss;
@@ -162,6 +162,9 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         None => Ending::new().map_err(Error::host("eventfd"))?,
     };
     let mut board = board::Board::new(config, &vm, &ending)?;
+    if let Some(controllers) = &vm.controllers {
+        pc::add_controllers(controllers, &mut board)?;
+    }
     let pc = match choices.has_board() {
         true => Some(Pc::build(std::mem::take(&mut inputs.parts), &vm, &ram, &mut board)?),
         false => None,
@@ -174,7 +177,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
             let rsdp = board.describe(&ram, config.cpus)?;
             boot::load(&ram, &inputs.payload(kernel, config, rsdp))?
         }
-        // It writes tables of its own.
+        // It puts the tables together by itself.
         What::Firmware(firmware) => {
             bios::add_devices(config, &ram, &mut board)?;
             firmware.shadow(&ram)?;
@@ -191,7 +194,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         Some(server) => {
             let parts = Parts {
                 hot_plug: board.hot_plug(),
-                button: board.button(),
+                button: board.button(pc.as_ref()),
                 balloon: inputs.devices.balloon.clone(),
                 metrics: counters.clone(),
                 ending: ending.clone(),
@@ -207,6 +210,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
         }
     };
     if let Some(pc) = pc {
+        pc.count(&counters);
         pc.drives.into_iter().for_each(|worker| add(&mut events, worker));
         pc.cards.into_iter().for_each(|worker| add(&mut events, worker));
     }
@@ -267,8 +271,12 @@ fn vm_options(config: &Config) -> vm::Options {
     let choices = config.choices();
     vm::Options {
         wiring: if choices.has_board() { Wiring::Pc } else { Wiring::Straight },
-        user_interrupts: choices.intr == Intr::User,
-        paravirtual: (choices.intr == Intr::Pv).then_some(config.pv_features.mask()),
+        chips: match choices.intr {
+            Intr::User => Chips::User,
+            Intr::Split => Chips::Split,
+            Intr::Kernel | Intr::Pv => Chips::Kernel,
+        },
+        paravirtual: choices.paravirtual.then_some(config.pv_features.mask()),
     }
 }
 
@@ -351,11 +359,8 @@ fn start(
     board: bool,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let needs = sandbox::VcpuNeeds {
-        board,
-        controllers: vm.controllers.is_some(),
-        statistics: shared.recorder.is_some(),
-    };
+    let needs =
+        sandbox::VcpuNeeds { board, chips: vm.chips(), statistics: shared.recorder.is_some() };
     let filter = Arc::new(sandbox::vcpu(needs));
     let late = vm.takes_writes.then(Late::default);
     let mut running = Vec::with_capacity(vcpus.len());

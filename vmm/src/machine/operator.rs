@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use devices::backend::disk::{Qcow2Disk, RawDisk, SECTOR};
 use devices::backend::tap::Tap;
 use devices::bus::lock;
+use devices::legacy::piix::pm::PowerManagement;
 use devices::legacy::pm::PowerButton;
 use devices::pci::hotplug::HotPlug;
 use devices::virtio::DeviceId;
@@ -58,6 +59,24 @@ struct Waiting {
     force: bool,
 }
 
+/// The power button, as the machine has it.
+#[derive(Clone)]
+pub enum Button {
+    /// An event of hardware-reduced ACPI, beside changes of slots.
+    Event(Arc<Mutex<PowerButton>>),
+    /// A motherboard's own.
+    Fixed(Arc<Mutex<PowerManagement>>),
+}
+
+impl Button {
+    fn press(&self) {
+        match self {
+            Self::Event(button) => lock(button).press(),
+            Self::Fixed(power) => lock(power).press(),
+        }
+    }
+}
+
 /// All that a running machine is changed with.
 pub struct Operator {
     server: Arc<Mutex<Server>>,
@@ -72,8 +91,8 @@ pub struct Operator {
 pub struct Parts {
     /// The PCI slots' registers.
     pub hot_plug: Option<Arc<Mutex<HotPlug>>>,
-    /// The power button, which also announces changes of slots.
-    pub button: Option<Arc<Mutex<PowerButton>>>,
+    /// The power button.
+    pub button: Option<Button>,
     /// The balloon.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// The counters, which name devices.
@@ -157,7 +176,7 @@ impl Operator {
             Command::Balloon { size } => self.balloon(size).map(Some),
             Command::PowerButton {} => {
                 let button = self.parts.button.as_ref();
-                lock(button.ok_or("power-button: needs ACPI: leave out acpi=off")?).press();
+                button.ok_or("power-button: needs ACPI: leave out acpi=off")?.press();
                 Ok(Some(json!({})))
             }
             Command::Quit {} => {
@@ -185,12 +204,25 @@ impl Operator {
         if self.bus.is_none() {
             return Err("hot plug needs a PCI bus: start the machine with --transport pci".into());
         }
-        if self.parts.hot_plug.is_none() {
-            return Err("hot plug needs ACPI: start the machine without acpi=off".into());
-        }
+        self.slots_are_there()?;
         if files != wanted {
             let how = "open, as SCM_RIGHTS descriptors: see microvm ctl";
             return Err(format!("{files} of {wanted} came along {how}"));
+        }
+        Ok(())
+    }
+
+    /// Whether functions can come and go.
+    fn slots_are_there(&self) -> Result<(), String> {
+        if matches!(self.parts.button, Some(Button::Fixed(_))) {
+            return Err("hot plug is not for motherboards, whose slots are soldered: use \
+                        --mode pv with --transport pci"
+                .into());
+        }
+        if self.parts.hot_plug.is_none() {
+            return Err("hot plug needs --transport pci, and ACPI: start the machine with \
+                        neither --transport mmio nor acpi=off"
+                .into());
         }
         Ok(())
     }
@@ -234,7 +266,9 @@ impl Operator {
 
     /// Changes the slots' registers and has the guest read them.
     fn tell(&self, change: impl FnOnce(&mut HotPlug)) {
-        if let (Some(registers), Some(button)) = (&self.parts.hot_plug, &self.parts.button) {
+        if let (Some(registers), Some(Button::Event(button))) =
+            (&self.parts.hot_plug, &self.parts.button)
+        {
             change(&mut lock(registers));
             lock(button).slots_changed();
         }
@@ -247,10 +281,7 @@ impl Operator {
         if self.waiting.len() >= MAX_REMOVALS {
             return Err(format!("remove {name}: {MAX_REMOVALS} removals wait for the guest"));
         }
-        if self.parts.hot_plug.is_none() {
-            let why = "needs --transport pci, and ACPI: neither --transport mmio nor acpi=off";
-            return Err(format!("remove {name}: {why}"));
-        }
+        self.slots_are_there().map_err(|why| format!("remove {name}: {why}"))?;
         let attached = self.attached.iter_mut().find(|attached| attached.name == *name);
         let attached = attached.ok_or_else(|| format!("remove {name}: there is no such device"))?;
         if !matches!(lock(&attached.device).id(), DeviceId::Block | DeviceId::Net) {

@@ -14,10 +14,12 @@ use super::slots::{open_image, open_wire};
 use crate::config::{Config, DiskBus, NetModel};
 use crate::intr::{Controllers, IoApicPage, LocalApicPage, Ports};
 use crate::memory::Ram;
+use crate::metrics::Metrics;
 use crate::vm::Vm;
 use arch::acpi::{self, PciInterrupt};
 use arch::layout;
 use devices::backend::disk::{Disk, RawDisk, RawOptions};
+use devices::bus::lock;
 use devices::irq::IrqLine;
 use devices::legacy::ide::{self, Channel, Ide, Kind, SharedChannel, Unit};
 use devices::legacy::nic::{self, Ne2000, Place, Rtl8139};
@@ -84,7 +86,7 @@ impl InterruptInputs for KvmInputs {
 }
 
 /// Puts interrupt controllers and timers where KVM would have its own.
-fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<(), Error> {
+pub fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<(), Error> {
     let ranges = [
         (pic::MASTER, pic::SIZE),
         (pic::SLAVE, pic::SIZE),
@@ -97,6 +99,9 @@ fn add_controllers(controllers: &Arc<Controllers>, board: &mut Board) -> Result<
     }
     let page = IoApicPage(controllers.clone());
     board.add_memory(layout::IOAPIC.into(), ioapic::SIZE, page)?;
+    if controllers.is_split() {
+        return Ok(());
+    }
     board.add_memory(layout::LOCAL_APIC.into(), lapic::SIZE, LocalApicPage(controllers.clone()))
 }
 
@@ -110,6 +115,8 @@ pub struct Pc {
     pub drives: Vec<ide::Worker>,
     /// What serves network cards.
     pub cards: Vec<nic::Worker>,
+    /// Power management, with the power button.
+    pub power: Arc<Mutex<PowerManagement>>,
 }
 
 /// Where the BARs of device `number` are first: a part of each window.
@@ -124,10 +131,7 @@ impl Pc {
     /// Puts the chips on the board.
     pub fn build(parts: Parts, vm: &Vm, ram: &Ram, board: &mut Board) -> Result<Self, Error> {
         let inputs: Arc<dyn InterruptInputs> = match &vm.controllers {
-            Some(controllers) => {
-                add_controllers(controllers, board)?;
-                controllers.clone()
-            }
+            Some(controllers) => controllers.clone(),
             None => Arc::new(KvmInputs(vm.fd.clone())),
         };
         let router = Router::new(inputs.clone());
@@ -149,7 +153,7 @@ impl Pc {
             board.add_shared(pm::FIRMWARE_BASE, pm::SIZE, power.clone())?;
         }
         let ide: SharedFunction = Arc::new(Mutex::new(Ide::new(channels, bars(PIIX).1)));
-        let isa = IsaBridge::new(router.clone(), Some(ide), power);
+        let isa = IsaBridge::new(router.clone(), Some(ide), power.clone());
         let mut functions: Vec<SharedFunction> = vec![Arc::new(Mutex::new(isa))];
         let (mut interrupts, mut served) = (Vec::new(), Vec::new());
         for (device, (wire, mac)) in (PIIX + 1..).zip(cards) {
@@ -169,9 +173,33 @@ impl Pc {
             soft_off: pm::SUS_TYP_OFF,
             reset: (RESET_CONTROL, HARD_RESET),
             interrupts,
+            window: match board.has_firmware() {
+                true => (layout::PCI_FIRMWARE_WINDOW, layout::PCI_FIRMWARE_WINDOW_SIZE),
+                false => (layout::PCI_WINDOW, layout::PCI_WINDOW_SIZE),
+            },
         });
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
-        Ok(Self { bridge, functions, drives: workers, cards: served })
+        Ok(Self { bridge, functions, drives: workers, cards: served, power })
+    }
+}
+
+impl Pc {
+    /// Has drives and cards counted.
+    pub fn count(&self, metrics: &Metrics) {
+        for worker in &self.drives {
+            for drive in 0..ide::DRIVES {
+                let channel = worker.channel();
+                if lock(&channel).counters(drive).is_none() {
+                    continue;
+                }
+                let counters = move || lock(&channel).counters(drive).unwrap_or_default();
+                metrics.add_part("ide", Box::new(counters));
+            }
+        }
+        for worker in &self.cards {
+            let card = worker.card();
+            metrics.add_part("net", Box::new(move || lock(&card).wire().counters()));
+        }
     }
 }
 

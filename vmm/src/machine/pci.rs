@@ -53,7 +53,7 @@ pub struct Plugged {
 impl PciBus {
     /// A bus with nothing on it, or with what is on a motherboard.
     pub fn new(vm: &Vm, ram: Ram, pc: Option<&Pc>) -> Self {
-        let messages = Messages::new(vm.fd.clone(), vm.wiring());
+        let messages = vm.messages.clone();
         let root = match pc {
             Some(pc) => Root::behind(pc.bridge.clone(), pc.functions.clone()),
             None => Root::new(Vec::new()),

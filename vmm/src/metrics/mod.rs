@@ -43,8 +43,12 @@ pub struct Sample {
 pub struct Metrics {
     start: Instant,
     devices: Mutex<Vec<Device>>,
+    parts: Mutex<Vec<(String, Counters)>>,
     vcpus: Vec<(Arc<ExitCounts>, Option<Statistics>)>,
 }
+
+/// Reads the counters of something that is no virtio device.
+pub type Counters = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send>;
 
 struct Device {
     name: String,
@@ -57,7 +61,7 @@ impl Metrics {
     /// The counters of a machine without devices.
     pub fn new(vcpus: &[kvm_ioctls::VcpuFd]) -> Self {
         let vcpus = vcpus.iter().map(|vcpu| (Arc::default(), Statistics::open(vcpu))).collect();
-        Self { start: Instant::now(), devices: Mutex::default(), vcpus }
+        Self { start: Instant::now(), devices: Mutex::default(), parts: Mutex::default(), vcpus }
     }
 
     /// Counts a device, too; returns its name: its kind, and the first number
@@ -65,12 +69,24 @@ impl Metrics {
     pub fn add(&self, worker: &Worker) -> String {
         let (device, interrupt, queues) = worker.counted();
         let kind = lock(&device).id().name();
-        let mut devices = lock(&self.devices);
-        let taken: BTreeSet<&str> = devices.iter().map(|device| device.name.as_str()).collect();
-        let mut names = (0..).map(|number: u32| format!("{kind}{number}"));
-        let name = names.find(|name| !taken.contains(name.as_str())).unwrap_or_default();
-        devices.push(Device { name: name.clone(), device, interrupt, queues });
+        let name = self.free_name(kind);
+        lock(&self.devices).push(Device { name: name.clone(), device, interrupt, queues });
         name
+    }
+
+    /// Counts something that is no virtio device, and stays.
+    pub fn add_part(&self, kind: &str, counters: Counters) {
+        let name = self.free_name(kind);
+        lock(&self.parts).push((name, counters));
+    }
+
+    fn free_name(&self, kind: &str) -> String {
+        let (devices, parts) = (lock(&self.devices), lock(&self.parts));
+        let devices = devices.iter().map(|device| device.name.as_str());
+        let taken: BTreeSet<&str> =
+            devices.chain(parts.iter().map(|(name, _)| name.as_str())).collect();
+        let mut names = (0..).map(|number: u32| format!("{kind}{number}"));
+        names.find(|name| !taken.contains(name.as_str())).unwrap_or_default()
     }
 
     /// The device of that name is gone.
@@ -100,6 +116,12 @@ impl Metrics {
         let mut samples = Vec::new();
         for device in lock(&self.devices).iter() {
             device.sample(&mut samples);
+        }
+        for (part, counters) in lock(&self.parts).iter() {
+            for (name, value) in counters() {
+                let labels = vec![("device", part.clone())];
+                samples.push(Sample { family: "device", labels, name: name.to_owned(), value });
+            }
         }
         for (id, (counts, statistics)) in self.vcpus.iter().enumerate() {
             let label = || vec![("vcpu", id.to_string())];

@@ -8,6 +8,7 @@
 mod bpf;
 
 use crate::intr::KVM_INTERRUPT;
+use crate::vm::Chips;
 use bpf::Call;
 use seccompiler::BpfProgram;
 
@@ -216,6 +217,24 @@ const CONTROLLERS_IOCTLS: &[u32] = &[
     TIOCGPGRP,
 ];
 
+/// The same where local APICs are KVM's: they send messages as well, which KVM is
+/// told of before; and PCI drivers do all that they do elsewhere.
+const SPLIT_IOCTLS: &[u32] = &[
+    KVM_INTERRUPT,
+    KVM_SIGNAL_MSI,
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_GSI_ROUTING,
+    KVM_IOEVENTFD,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    VHOST_SET_VRING_CALL,
+    VHOST_NET_SET_BACKEND,
+    TCGETS,
+    TCSETS,
+    TIOCGPGRP,
+];
+
 /// Beside the common ones: writing what the guest says, and the terminal.
 const CONSOLE: &[i64] = &[libc::SYS_getpgrp, libc::SYS_poll];
 const CONSOLE_IOCTLS: &[u32] = &[TCGETS, TCSETS, TIOCGPGRP];
@@ -240,6 +259,7 @@ const TIOCGPGRP: u32 = libc::TIOCGPGRP as u32;
 const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
 const KVM_RUN: u32 = 0xae80;
 const KVM_NMI: u32 = 0xae9a;
+const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
@@ -261,20 +281,24 @@ pub struct Filter {
 pub struct VcpuNeeds {
     /// A motherboard's interrupt lines.
     pub board: bool,
-    /// Interrupt controllers of the monitor's own.
-    pub controllers: bool,
+    /// Which interrupt controllers are KVM's.
+    pub chips: Chips,
     /// KVM's statistics are read, because somebody measures.
     pub statistics: bool,
 }
 
 /// The filter of a vCPU thread.
 pub fn vcpu(needs: VcpuNeeds) -> Filter {
-    let ioctls = match (needs.controllers, needs.board) {
-        (true, _) => CONTROLLERS_IOCTLS,
-        (false, true) => BOARD_IOCTLS,
-        (false, false) => VCPU_IOCTLS,
+    let ioctls = match (needs.chips, needs.board) {
+        (Chips::User, _) => CONTROLLERS_IOCTLS,
+        (Chips::Split, _) => SPLIT_IOCTLS,
+        (Chips::Kernel, true) => BOARD_IOCTLS,
+        (Chips::Kernel, false) => VCPU_IOCTLS,
     };
-    let timers: &[i64] = if needs.controllers { &[libc::SYS_timerfd_settime] } else { &[] };
+    let timers: &[i64] = match needs.chips {
+        Chips::Kernel => &[],
+        Chips::Split | Chips::User => &[libc::SYS_timerfd_settime],
+    };
     let reading: &[i64] = if needs.statistics { &[libc::SYS_pread64] } else { &[] };
     filter("vCPU", &[COMMON, VCPU, timers, reading], &[only(libc::SYS_ioctl, 1, ioctls), CLOSING])
 }
@@ -428,7 +452,8 @@ mod tests {
         let all = [
             vcpu(VcpuNeeds::default()),
             vcpu(VcpuNeeds { board: true, ..VcpuNeeds::default() }),
-            vcpu(VcpuNeeds { board: true, controllers: true, statistics: true }),
+            vcpu(VcpuNeeds { board: true, chips: Chips::Split, statistics: true }),
+            vcpu(VcpuNeeds { board: true, chips: Chips::User, statistics: true }),
             console(),
             relay(),
             event_loop(Needs::default()),

@@ -112,6 +112,11 @@ impl Channel {
         })
     }
 
+    /// What its first or second drive has done, if there is one.
+    pub fn counters(&self, drive: usize) -> Option<Vec<(&'static str, u64)>> {
+        self.units.get(drive)?.as_ref().map(Unit::counters)
+    }
+
     /// Whether there are no drives.
     pub fn is_empty(&self) -> bool {
         self.units.iter().all(Option::is_none)

@@ -137,6 +137,8 @@ fn sectors_are_read_by_pio_with_an_interrupt_for_each_block() {
         }
         assert_eq!((bench.read(STATUS), bench.interrupted()), (READY, false));
         assert_eq!(data, lock(&bench.disk.data)[7 * 512..27 * 512]);
+        let counters = lock(&bench.channel).counters(0).unwrap();
+        assert!(counters.contains(&("bytes_read", 20 * 512)), "{counters:?}");
     }
 }
 

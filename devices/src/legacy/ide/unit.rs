@@ -133,6 +133,18 @@ pub struct Unit {
     pub(super) dma: bool,
     pub(super) read_only: bool,
     pub(super) state: State,
+    counts: Counts,
+}
+
+/// What a drive has done since it was made.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    reads: u64,
+    writes: u64,
+    flushes: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    errors: u64,
 }
 
 impl Unit {
@@ -165,7 +177,8 @@ impl Unit {
             sense: [0; 3],
         };
         let read_only = media.read_only();
-        let mut unit = Self { media: Arc::new(Mutex::new(media)), serial, dma, read_only, state };
+        let (media, counts) = (Arc::new(Mutex::new(media)), Counts::default());
+        let mut unit = Self { media, serial, dma, read_only, state, counts };
         unit.reset();
         unit
     }
@@ -366,6 +379,7 @@ impl Unit {
 
     /// The image is done.
     pub(super) fn finish(&mut self, work: Work, result: Result<(), Failure>) -> Next {
+        self.count(work, result.is_ok());
         if let Err(failure) = result {
             return match self.state.kind {
                 Kind::Disk => self.fail(match (work, failure) {
@@ -388,6 +402,42 @@ impl Unit {
 }
 
 impl Unit {
+    /// Requests of the image, by the names that other disks have for them.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let counts = &self.counts;
+        vec![
+            ("reads", counts.reads),
+            ("writes", counts.writes),
+            ("flushes", counts.flushes),
+            ("bytes_read", counts.bytes_read),
+            ("bytes_written", counts.bytes_written),
+            ("errors", counts.errors),
+        ]
+    }
+
+    fn count(&mut self, work: Work, done: bool) {
+        let counts = &mut self.counts;
+        let (requests, bytes, len) = match work {
+            Work::Fill { len, .. } | Work::Read { len, .. } => {
+                (&mut counts.reads, &mut counts.bytes_read, len.into())
+            }
+            Work::Write { len, .. } => (&mut counts.writes, &mut counts.bytes_written, len.into()),
+            Work::Store { .. } => {
+                let len = self.state.buffer.len() as u64;
+                (&mut counts.writes, &mut counts.bytes_written, len)
+            }
+            Work::Flush => (&mut counts.flushes, &mut counts.bytes_written, 0),
+            // From memory, of what is no data of the image.
+            Work::Send => return,
+        };
+        *requests += 1;
+        if done {
+            *bytes += len;
+        } else {
+            counts.errors += 1;
+        }
+    }
+
     /// Whether a saved state is one of this drive, and consistent.
     pub(super) fn fits(&self, state: &State) -> bool {
         let phase = match state.phase {

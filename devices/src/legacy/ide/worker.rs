@@ -18,6 +18,11 @@ impl Worker {
         Self { channel, mem }
     }
 
+    /// The channel.
+    pub fn channel(&self) -> SharedChannel {
+        self.channel.clone()
+    }
+
     /// Does what there is to do; whether there was anything.
     pub fn run(&self) -> bool {
         let mut channel = lock(&self.channel);

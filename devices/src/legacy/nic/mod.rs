@@ -74,13 +74,25 @@ pub struct Wire {
     kick: EventFd,
     /// A frame that the card had no room for.
     waiting: Option<Vec<u8>>,
+    counts: Counts,
+}
+
+/// What went over a connection since it was made.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    rx_frames: u64,
+    rx_bytes: u64,
+    tx_frames: u64,
+    tx_bytes: u64,
+    tx_dropped: u64,
 }
 
 impl Wire {
     fn new(mut backend: Box<dyn NetBackend>) -> io::Result<Self> {
         backend.set_features(0)?;
         let kick = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Self { backend, store: IoVecStore::new(), kick, waiting: None })
+        let (store, counts) = (IoVecStore::new(), Counts::default());
+        Ok(Self { backend, store, kick, waiting: None, counts })
     }
 
     /// Has the event loop look at the card.
@@ -93,7 +105,25 @@ impl Wire {
     fn send(&mut self, frame: &[u8]) {
         let mut whole = vec![0; HEADER];
         whole.extend(frame);
-        let _ = self.backend.send(&mut IoVecs::from_slice(&mut self.store, &mut whole));
+        let sent = self.backend.send(&mut IoVecs::from_slice(&mut self.store, &mut whole));
+        if sent.is_err() {
+            self.counts.tx_dropped += 1;
+            return;
+        }
+        self.counts.tx_frames += 1;
+        self.counts.tx_bytes += frame.len() as u64;
+    }
+
+    /// What went over it, by the names that other cards have for it.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let counts = &self.counts;
+        vec![
+            ("rx_frames", counts.rx_frames),
+            ("rx_bytes", counts.rx_bytes),
+            ("tx_frames", counts.tx_frames),
+            ("tx_bytes", counts.tx_bytes),
+            ("tx_dropped", counts.tx_dropped),
+        ]
     }
 
     /// The card has sent what it had, for now.
@@ -122,6 +152,8 @@ impl Wire {
             if (HEADER + 14..=HEADER + MAX_FRAME).contains(&len) {
                 whole.truncate(len);
                 let mut frame = whole.split_off(HEADER);
+                self.counts.rx_frames += 1;
+                self.counts.rx_bytes += frame.len() as u64;
                 frame.resize(frame.len().max(MIN_FRAME), 0);
                 return Some(frame);
             }
@@ -150,6 +182,11 @@ impl Worker {
     /// A worker for `card`.
     pub fn new(card: Arc<Mutex<dyn Card>>) -> Self {
         Self { card }
+    }
+
+    /// The card.
+    pub fn card(&self) -> Arc<Mutex<dyn Card>> {
+        self.card.clone()
     }
 
     fn descriptors(&self) -> [Option<RawFd>; 2] {
