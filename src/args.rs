@@ -2,6 +2,7 @@
 
 use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
+use crate::jobs::{ExecArgs, PsArgs, StopArgs};
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -439,6 +440,9 @@ pub enum Command {
     },
     Ctl(CtlArgs),
     Run(Box<RunArgs>),
+    Exec(ExecArgs),
+    Ps(PsArgs),
+    Stop(StopArgs),
     #[command(flatten)]
     Image(ImageCommand),
 }

@@ -72,6 +72,14 @@ pub struct RunArgs {
     #[arg(verbatim_doc_comment, long, value_name = "SIZE", help_heading = "The machine")]
     pub memory: Option<Size>,
 
+    /// Name the job, for microvm exec, ps and stop
+    ///
+    /// A socket of this name is in $XDG_RUNTIME_DIR/microvm, or else in
+    /// /tmp/microvm-UID, as long as the job runs. Without a name a job makes
+    /// no file on the host.
+    #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "The job")]
+    pub name: Option<job::named::Name>,
+
     /// Append what the guest's kernel says to a file
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
@@ -207,6 +215,7 @@ impl RunArgs {
             },
             network: self.net.0,
             isolation: self.isolation,
+            name: self.name,
             kernel_log: self.kernel_log,
         }
     }

@@ -54,6 +54,22 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// Something about a job's name.
+    #[error("{name}: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Where names are kept.
+    #[error("{path}, where names of jobs are kept: {reason}", path = path.display())]
+    Names {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// No program is named, by the user or the image.
     #[error("no program: name one behind the image")]
     NoProgram,

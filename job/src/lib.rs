@@ -4,14 +4,17 @@
 //!  image reference ─► image (file system, configuration) ─┐
 //!  options, caller ───────────────────────────────────────┴─► plan ─► a machine of vmm's
 //!                        standard streams, signals, status ◄─► relay ◄─► its init
+//!  microvm exec, ps, stop ─► name ─► the runner's desk, which hands streams on
 //! ```
 
 pub mod caller;
 mod error;
+pub mod exec;
 pub mod image;
 mod init;
 mod isolation;
 mod kernel;
+pub mod named;
 pub mod options;
 mod plan;
 mod relay;

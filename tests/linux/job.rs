@@ -40,14 +40,14 @@ const USER: u32 = 1000;
 const BYTES: u32 = 8 << 20;
 
 /// What the tests start, where an ordinary user can read it.
-struct Kit {
+pub struct Kit {
     scratch: tempfile::TempDir,
-    microvm: PathBuf,
-    kernel: PathBuf,
+    pub microvm: PathBuf,
+    pub kernel: PathBuf,
 }
 
 impl Kit {
-    fn new() -> Result<Self, String> {
+    pub fn new() -> Result<Self, String> {
         let scratch = tempfile::tempdir().map_err(|e| e.to_string())?;
         let copy = |from: &Path, name: &str, mode| -> std::io::Result<PathBuf> {
             let to = scratch.path().join(name);
@@ -64,12 +64,12 @@ impl Kit {
         Ok(Self { scratch, microvm, kernel })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
 
     /// `microvm run` with an image and what follows it.
-    fn run(&self, options: &[&str], image: impl AsRef<OsStr>, words: &[&str]) -> Command {
+    pub fn run(&self, options: &[&str], image: impl AsRef<OsStr>, words: &[&str]) -> Command {
         let mut command = Command::new(&self.microvm);
         command.env("MICROVM_KERNEL", &self.kernel);
         command.args(["run", "--memory", "256M", "--cpus", "1"]).args(options);
@@ -79,7 +79,7 @@ impl Kit {
 }
 
 /// Makes a command an ordinary user's, one of those who may use KVM.
-fn as_user(command: &mut Command, uid: u32, kvm: u32) {
+pub fn as_user(command: &mut Command, uid: u32, kvm: u32) {
     // SAFETY: the child makes system calls with numbers, and a list that it owns.
     unsafe {
         command.pre_exec(move || {
@@ -92,7 +92,7 @@ fn as_user(command: &mut Command, uid: u32, kvm: u32) {
     }
 }
 
-fn end(mut child: Child) -> Result<ExitStatus, String> {
+pub fn end(mut child: Child) -> Result<ExitStatus, String> {
     let status = wait_until(&mut child, Instant::now() + LIMIT);
     let _ = child.wait();
     status.ok_or_else(|| format!("still running after {LIMIT:?}"))
@@ -100,14 +100,14 @@ fn end(mut child: Child) -> Result<ExitStatus, String> {
 
 /// Everything that can be said of one run.
 #[derive(PartialEq, Eq)]
-struct Told {
-    stdout: Vec<u8>,
-    stderr: String,
-    status: i32,
+pub struct Told {
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub status: i32,
 }
 
 /// Runs a command with bytes as its input.
-fn complete(mut command: Command, input: Vec<u8>) -> Result<Told, String> {
+pub fn complete(mut command: Command, input: Vec<u8>) -> Result<Told, String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| e.to_string())?;
     let mut stdin = child.stdin.take().ok_or("no pipe")?;
@@ -203,7 +203,7 @@ fn given(user: Option<u32>) -> Verdict {
 }
 
 /// Lets a group use KVM, as hosts do; only the emulated host is ours to change.
-fn open_kvm_to(user: Option<u32>) -> Result<u32, String> {
+pub fn open_kvm_to(user: Option<u32>) -> Result<u32, String> {
     const KVM: u32 = 4243;
     if user.is_some() && std::env::var_os(rig::IN_RIG).is_some() {
         let device = Path::new("/dev/kvm");
@@ -215,13 +215,13 @@ fn open_kvm_to(user: Option<u32>) -> Result<u32, String> {
 }
 
 /// A job with its output at hand.
-struct Job {
-    child: Child,
+pub struct Job {
+    pub child: Child,
     output: Reader,
 }
 
 impl Job {
-    fn start(mut command: Command) -> Result<Self, String> {
+    pub fn start(mut command: Command) -> Result<Self, String> {
         // A group of its own, as a shell gives it: else it could not be stopped.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|e| e.to_string())?;
@@ -229,17 +229,17 @@ impl Job {
         Ok(Self { child, output })
     }
 
-    fn expect(&mut self, text: &str) -> Result<(), String> {
+    pub fn expect(&mut self, text: &str) -> Result<(), String> {
         self.output.expect(text, Instant::now() + LIMIT)
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so its pid is its own.
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
     /// Waits until it stops.
-    fn stopped_by(&self) -> Result<i32, String> {
+    pub fn stopped_by(&self) -> Result<i32, String> {
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             let mut status = 0;
