@@ -29,6 +29,14 @@ pub enum Error {
         /// Where it was looked for.
         places: Vec<PathBuf>,
     },
+    /// What the kernel's modules are.
+    #[error("kernel {kernel}: {reason}", kernel = kernel.display())]
+    Modules {
+        /// The kernel.
+        kernel: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A directory that can't be shared.
     #[error("bind {path}: {reason}", path = path.display())]
     Bind {

@@ -2,7 +2,8 @@
 
 use crate::caller::Caller;
 use crate::image::progress::Progress;
-use crate::isolation::{self, Isolation, Reachable};
+use crate::isolation::{self, Isolation, Reachable, Situation, Tried};
+use crate::modules::{self, Module};
 use crate::named::Entry;
 use crate::named::desk::{About, Desk};
 use crate::options::Options;
@@ -36,6 +37,8 @@ pub enum Outcome {
 pub struct Job {
     plan: Plan,
     isolation: Isolation,
+    /// What its kernel needs to know its devices.
+    modules: Vec<Module>,
     rewinds: bool,
     /// Where others find it, and what they are told.
     listed: Option<(Entry, About)>,
@@ -48,19 +51,26 @@ impl Job {
         let caller = Caller::this().map_err(Error::host("caller"))?;
         let (isolation, terminal) = (options.isolation, window(options.terminal, &caller));
         let (name, image) = (options.name.clone(), options.image.clone());
-        let plan = Plan::new(options, &caller, terminal, progress)?;
+        let (plan, needs) = Plan::new(options, &caller, terminal, progress)?;
+        let modules = modules::find(&plan.config.kernel, &needs)?;
         // The last of all that can fail before there is a machine.
         let entry = name.map(Entry::new).transpose()?;
         let listed = entry.map(|entry| (entry, about(&plan, &image)));
-        Ok(Self { plan, isolation, rewinds: caller.rewinds, listed })
+        Ok(Self { plan, isolation, modules, rewinds: caller.rewinds, listed })
     }
 
     /// Runs it to its end. Before any other thread is started.
     pub fn run(self) -> Result<Outcome, Error> {
-        let Self { plan, isolation, rewinds, listed } = self;
+        let Self { plan, isolation, modules, rewinds, listed } = self;
+        crate::mark("image and kernel are found");
         let signals = Signals::take().map_err(Error::host("signals"))?;
         let start = position(rewinds);
-        let (_initramfs, path) = init::initramfs().map_err(Error::host("initramfs"))?;
+        // Before there is a second thread.
+        let tried = isolation::separate(Situation {
+            shares: !plan.config.shares.is_empty(),
+            network: !plan.config.nets.is_empty(),
+        });
+        let (_initramfs, path) = init::initramfs(&modules).map_err(Error::host("initramfs"))?;
         let config = Config { initrd: Some(path), ..plan.config };
         let ending = Ending::new().map_err(Error::host("eventfd"))?;
         let later = Later::default();
@@ -71,10 +81,11 @@ impl Job {
         let attached = Attached {
             streams: Some(Prepared::of(later).map_err(Error::host("epoll"))?),
             ending: Some(ending),
-            confine: Some(confine(isolation, &config)),
+            confine: Some(confine(isolation, &config, tried)),
             ..Attached::default()
         };
         let exit = machine::run(&config, attached);
+        crate::mark("machine is gone");
         // Without a machine there is nobody at the other end, which ends this, too.
         let Finished { report, lost } = relay.finish();
         conclude(exit?, report, lost, start)
@@ -82,14 +93,17 @@ impl Job {
 }
 
 /// Gives up all but what this machine shares.
-fn confine(level: Isolation, config: &Config) -> Confine {
+fn confine(level: Isolation, config: &Config, tried: Tried) -> Confine {
     let reachable = |share: &vmm::config::Share| Reachable {
         path: share.path.clone(),
         writable: !share.readonly,
     };
     let shares: Vec<Reachable> = config.shares.iter().map(reachable).collect();
     let network = !config.nets.is_empty();
-    Box::new(move || isolation::apply(level, &shares, network))
+    Box::new(move || {
+        crate::mark("machine is made");
+        isolation::apply(level, &shares, network, tried)
+    })
 }
 
 /// The terminal that the job gets: by default, if input and output are one.

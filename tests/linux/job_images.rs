@@ -51,7 +51,7 @@ find bin opt -type f | while IFS= read -r name; do printf '%s\0' "$name"; done |
     xargs -0 stat -c '%n %s %Y' | sort
 find bin lib lib64 opt -type f | sort | while IFS= read -r name; do printf '%s\0' "$name"; done |
     xargs -0 md5sum
-find . -xdev -type l | sort | while IFS= read -r name; do echo "$name $(readlink "$name")"; done
+find bin lib lib64 opt -type l | sort | while IFS= read -r name; do echo "$name $(readlink "$name")"; done
 xargs -0 getfattr -h -d -e hex -m '^(user|security)\.' </dev/shm/list
 env | grep -E '^(FROM_IMAGE|PATH)=' | sort; pwd; echo "$0 $*"
 exit 7

@@ -4,15 +4,21 @@ use crate::console::{Session, expect_status};
 use crate::job::{Job, Kit, complete};
 use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 pub fn tests() -> Vec<Trial> {
     vec![
         trial("job::programs_beside_a_job_are_as_jobs_are", beside),
         trial("job::a_name_goes_with_its_job_however_that_ends", names),
+        trial("job::many_at_a_time_some_of_them_killed_lose_and_leave_nothing", many),
     ]
 }
 
@@ -163,4 +169,94 @@ fn names() -> Verdict {
         return Err(format!("a name of the dead: {list}").into());
     }
     Ok(Completion::Completed)
+}
+
+/// How many jobs there are, unless the variable says how many.
+const JOBS: usize = 9;
+const JOBS_VARIABLE: &str = "MICROVM_TEST_JOBS";
+const AT_A_TIME: usize = 3;
+
+/// What there is of a kind in a directory.
+fn entries(place: &str) -> BTreeSet<PathBuf> {
+    fs::read_dir(place).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn many() -> Verdict {
+    let named = Named::new()?;
+    let count = std::env::var(JOBS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(JOBS);
+    let mounts = || fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let before = (mounts(), entries("/sys/class/net"), entries("/dev/shm"));
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<usize, String> {
+        let mut killed = 0;
+        loop {
+            let number = next.fetch_add(1, Ordering::SeqCst);
+            if number >= count {
+                return Ok(killed);
+            }
+            killed += usize::from(one_of_many(&named, number)?);
+        }
+    };
+    let killed: Vec<Result<usize, String>> = thread::scope(|scope| {
+        let all: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        all.into_iter().map(|one| one.join().unwrap_or(Err("panicked".to_owned()))).collect()
+    });
+    let killed: usize = killed.into_iter().sum::<Result<_, _>>()?;
+    let (list, _) = named.told(&["ps", "--json"], b"", 0)?;
+    let after = (mounts(), entries("/sys/class/net"), entries("/dev/shm"));
+    if list.trim() != "[]" || !named.is_empty()? || before != after {
+        return Err(format!("left: {list}, {before:?}, {after:?}").into());
+    }
+    if named.runtime.read_dir()?.count() != 1 {
+        return Err("files are left".into());
+    }
+    for process in fs::read_dir("/proc")?.flatten() {
+        let program = fs::read_link(process.path().join("exe"));
+        if program.is_ok_and(|program| program == Path::new(&named.kit.microvm)) {
+            return Err(format!("{} is left", process.path().display()).into());
+        }
+    }
+    if killed == 0 {
+        return Err(format!("none of {count} was killed").into());
+    }
+    println!("{count} jobs, {killed} killed");
+    Ok(Completion::Completed)
+}
+
+/// A job with output and a status of its own; every third is killed at some time.
+fn one_of_many(named: &Named, number: usize) -> Result<bool, String> {
+    let status = number % 100;
+    let lines: String = (0..3000).map(|line| format!("job {number} line {line}\n")).collect();
+    let script = format!(
+        "i=0; while [ $i -lt 3000 ]; do echo job {number} line $i; i=$((i + 1)); done; exit {status}"
+    );
+    let name = format!("many-{number}");
+    let mut command = named.kit.run(&["--name", &name], kit::root(), &["sh", "-c", &script]);
+    command.env("XDG_RUNTIME_DIR", &named.runtime).env("TMPDIR", &named.runtime);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().map_err(|e| e.to_string())?;
+    let mut output = child.stdout.take().ok_or("no pipe")?;
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut output, &mut text).map(|_| text)
+    });
+    // Anywhere from before there is a guest to after its end.
+    let signal = (number % 3 == 0).then(|| {
+        thread::sleep(Duration::from_millis(number as u64 * 7919 % 9000));
+        let signal = if number % 2 == 0 { libc::SIGKILL } else { libc::SIGTERM };
+        // SAFETY: the child has not been waited for, so its pid is its own.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        signal
+    });
+    let ended = crate::job::end(child)?;
+    let text = reader.join().map_err(|_| "panicked")?.map_err(|e| e.to_string())?;
+    let complete = ended.code() == Some(status as i32) && text == lines;
+    let cut_short = signal.is_some() && ended.signal() == signal && lines.starts_with(&text);
+    match complete || cut_short {
+        true => Ok(cut_short),
+        false => {
+            let end: String = text.chars().rev().take(80).collect();
+            Err(format!("job {number}, {signal:?}: {ended}, {} bytes, …{end}", text.len()))
+        }
+    }
 }

@@ -213,9 +213,9 @@ mod tests {
     #[test]
     fn the_runtime_directory_counts_where_it_is_there() {
         let own = PathBuf::from("/tmp/microvm-7");
-        assert_eq!(of_user(None, 7), [own.clone()]);
-        assert_eq!(of_user(Some("/nowhere/at/all".into()), 7), [own.clone()]);
-        assert_eq!(of_user(Some("relative".into()), 7), [own.clone()]);
+        assert_eq!(of_user(None, 7), vec![own.clone()]);
+        assert_eq!(of_user(Some("/nowhere/at/all".into()), 7), vec![own.clone()]);
+        assert_eq!(of_user(Some("relative".into()), 7), vec![own.clone()]);
         assert_eq!(of_user(Some("/tmp".into()), 7), [PathBuf::from("/tmp/microvm"), own]);
     }
 

@@ -232,6 +232,7 @@ impl Control {
         match (&self.phase, message) {
             (Phase::Booting, ToHost::Hello { version: VERSION }) => {
                 self.phase = Phase::Starting;
+                crate::mark("init is there");
                 if let Some(spec) = self.spec.take() {
                     self.waiting.extend(ToGuest::Start(Box::new(spec)).encode());
                 }
@@ -253,6 +254,7 @@ impl Control {
             (Phase::Running, ToHost::Stopped { signal }) => self.stop(signal),
             (Phase::Running, ToHost::Ended { how, usage, input }) => {
                 self.phase = Phase::Ended;
+                crate::mark("job has ended");
                 self.shared.report(Report::Ended { how, usage, input });
             }
             (phase, other) => return self.refuse(format!("{other:?} while {phase:?}")),
@@ -262,6 +264,7 @@ impl Control {
 
     fn started(&mut self) {
         self.phase = Phase::Running;
+        crate::mark("job has started");
         if self.has_terminal {
             self.terminal = RawTerminal::stdin();
         }
