@@ -67,6 +67,11 @@ impl Kit {
         Ok(Self { scratch, microvm, kernel })
     }
 
+    /// Where all of it is.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }

@@ -1,5 +1,5 @@
 //! The table of what a process relies on: natively, in crun and in `microvm run`,
-//! as an ordinary user and as root.
+//! as an ordinary user and as root, all three in the same small root file system.
 //!
 //! Each case is a line with a name. Results are equal, but for those that are
 //! listed below with the reason; what is listed must differ, so that the list
@@ -11,7 +11,7 @@ use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
@@ -73,10 +73,10 @@ t() { echo "== $1"; shift; "$@" 2>&1; }
 t env.empty echo "${EMPTY-unset}"
 t env.newline printf '<%s>' "$LINES2"
 t env.equals echo "$EQUALS"
-t env.odd-bytes sh -c 'printenv ODD | od -An -tx1'
+t env.odd-bytes sh -c 'env | grep -a ^ODD | od -An -tx1'
 t env.path echo "$PATH"
 t env.home echo "$HOME"
-t user.ids id
+t user.ids sh -c 'id -u; id -g'
 t user.groups id -G
 t cwd.pwd pwd
 t cwd.physical pwd -P
@@ -154,6 +154,13 @@ exec 1>&3 3>&-
 exec cat
 "#;
 
+/// The image `$1` at `$2`, with what a root file system has, and the directory `$3`.
+const MOUNTS: &str = r#"
+debugfs -R "rdump / $2" "$1" 2>/dev/null; mount --bind "$2" "$2"; mount --make-private "$2"
+for name in dev proc tmp; do mount --rbind /$name "$2/$name"; done
+mkdir -p "$2$3"; mount --bind "$3" "$2$3"
+"#;
+
 struct Table<'k> {
     kit: &'k Kit,
     place: PathBuf,
@@ -193,10 +200,11 @@ fn table(user: Option<u32>) -> Verdict {
     let table = Table { kit: &kit, place, user, kvm, words };
     let rootfs = table.kit.path("rootfs");
     fs::create_dir(&rootfs)?;
-    let bound =
-        Command::new("mount").args(["--rbind", "--make-rprivate", "/"]).arg(&rootfs).status()?;
-    if !bound.success() {
-        return Err("mount --rbind / failed".into());
+    let mut shell = Command::new("sh");
+    shell.args(["-ec", MOUNTS, "sh"]).arg(kit::root()).arg(&rootfs).arg(table.kit.scratch());
+    let mounted = shell.status()?;
+    if !mounted.success() {
+        return Err(format!("mounting the root file system: {mounted}").into());
     }
     let result = table.compare();
     let _ = Command::new("umount").arg("-l").arg(&rootfs).status();
@@ -274,10 +282,11 @@ impl Table<'_> {
             Runner::Native => {
                 let mut command = Command::new(words[0]);
                 command.args(&words[1..]);
+                self.enter(&mut command)?;
                 command
             }
             Runner::Crun => self.crun(words, terminal)?,
-            Runner::Microvm => self.kit.run(&[], "host", words),
+            Runner::Microvm => self.kit.run(&[], kit::root(), words),
         };
         command.env_clear().envs(self.environment()).env("ODD", OsStr::from_bytes(b"\xff\xfe;"));
         command.current_dir(&self.place);
@@ -301,6 +310,23 @@ impl Table<'_> {
             });
         }
         Ok(command)
+    }
+
+    /// Has a command run in the root file system, where the place has its own path.
+    fn enter(&self, command: &mut Command) -> Result<(), String> {
+        let path = |path: PathBuf| CString::new(path.as_os_str().as_bytes());
+        let root = path(self.kit.path("rootfs")).map_err(|e| e.to_string())?;
+        let place = path(self.place.clone()).map_err(|e| e.to_string())?;
+        // SAFETY: both are strings that end with NUL, and the child's own.
+        unsafe {
+            command.pre_exec(move || {
+                match libc::chroot(root.as_ptr()) == 0 && libc::chdir(place.as_ptr()) == 0 {
+                    true => Ok(()),
+                    false => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        Ok(())
     }
 
     fn environment(&self) -> BTreeMap<String, String> {

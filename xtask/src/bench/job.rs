@@ -23,6 +23,9 @@ pub struct JobArguments {
     /// Starts of each, of which the median counts
     #[arg(long, default_value_t = 7)]
     starts: usize,
+    /// The monitor [default: a static one of this source]
+    #[arg(long, value_name = "PROGRAM")]
+    microvm: Option<PathBuf>,
 }
 
 /// Arguments of the command in the rig.
@@ -58,8 +61,11 @@ impl JobArguments {
         command.extend(
             ["bench", "job-host", "--starts", &self.starts.to_string()].map(OsString::from),
         );
-        for (name, path) in
-            [("--microvm", build_monitor()?), ("--kernel", kit.kernel), ("--root", kit.root)]
+        let microvm = match self.microvm {
+            Some(program) => std::path::absolute(program)?,
+            None => build_monitor()?,
+        };
+        for (name, path) in [("--microvm", microvm), ("--kernel", kit.kernel), ("--root", kit.root)]
         {
             command.extend([name.into(), path.into_os_string()]);
         }
@@ -204,11 +210,11 @@ impl HostArguments {
 
 /// The files of an ext4 image in a directory.
 fn unpack(image: &Path, place: &Path) -> Result<PathBuf> {
-    let (mounted, tree) = (place.join("mounted"), place.join("tree"));
-    fs::create_dir_all(&mounted)?;
-    let script = "mount -o ro,loop \"$1\" \"$2\" && cp -a \"$2\" \"$3\" && umount \"$2\"";
-    let mut shell = Command::new("sh");
-    let status = shell.args(["-c", script, "sh"]).args([image, &mounted, &tree]).status()?;
+    let tree = place.join("tree");
+    fs::create_dir_all(&tree)?;
+    let request = format!("rdump / {}", tree.display());
+    let mut debugfs = Command::new("debugfs");
+    let status = debugfs.args(["-R", &request]).arg(image).stderr(Stdio::null()).status()?;
     ensure!(status.success(), "unpacking the root file system: {status}");
     Ok(tree)
 }
