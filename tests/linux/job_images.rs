@@ -160,7 +160,7 @@ fn compare(kit: &Kit, place: &Path) -> Verdict {
     let archive = format!("oci-archive:{}", place.join("app.oci").display());
     let docker = format!("docker-archive:{}", place.join("app.docker").display());
     let exec = ["--contain", "--cleanenv", "--env", "PATH=/bin", "--pwd", "/opt/app"];
-    let program = [&["/opt/app name a b c"][..], &words].concat();
+    let program = [&["/bin/sh"][..], &words].concat();
     let sif = sif.display().to_string();
     let all = [
         (&oci, &options[..], &words[..]),
