@@ -3,6 +3,7 @@
 use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
 use crate::jobs::{ExecArgs, PsArgs, StopArgs};
+use crate::measure_command::SpectrumArgs;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -428,17 +429,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what is virtualized how: Xen's table, as it is on this host
-    ///
-    /// A guest of a few instructions measures what the host does about
-    /// privileged instructions and page tables, in less than a second. Exits
-    /// with 0 if that is known, with 4 if not.
-    #[command(verbatim_doc_comment)]
-    Spectrum {
-        /// Print the table and what it rests on as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Spectrum(SpectrumArgs),
     Ctl(CtlArgs),
     Run(Box<RunArgs>),
     Exec(ExecArgs),

@@ -7,6 +7,7 @@ mod doctor;
 mod image_commands;
 mod jobs;
 mod logger;
+mod measure_command;
 mod run;
 mod spectrum;
 
@@ -18,6 +19,7 @@ use jobs::{ExecArgs, PsArgs, StopArgs};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 use vmm::config::Config;
@@ -47,6 +49,10 @@ enum Error {
     Output(io::Error),
     #[error(transparent)]
     Image(#[from] job::image::Error),
+    #[error("{}", measure_command::told(.0, .1))]
+    Report(PathBuf, io::Error),
+    #[error(transparent)]
+    Measure(#[from] measure::Error),
     #[error("configuration: {0}: JSON holds only UTF-8: rename the file")]
     Json(serde_json::Error),
 }
@@ -58,6 +64,8 @@ impl Error {
             Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) | Self::Named(_) => {
                 status::INPUT
             }
+            Self::Report(..) => status::INPUT,
+            Self::Measure(error) => error.status(),
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
@@ -87,7 +95,7 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Ctl(wanted)) => ask(wanted),
-        Some(Command::Spectrum { json }) => show_spectrum(json),
+        Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Exec(wanted)) => exec(wanted, args.log),
         Some(Command::Ps(wanted)) => list_jobs(&wanted),
@@ -185,16 +193,6 @@ fn examine(json: bool) -> Result<u8, Error> {
         print(&doctor::table(&report, style()))?;
     }
     Ok(if report.linux_guests { status::OK } else { status::HOST })
-}
-
-fn show_spectrum(json: bool) -> Result<u8, Error> {
-    let report = host::spectrum::examine();
-    if json {
-        print_json(&report)?;
-    } else {
-        print(&spectrum::text(&report, style()))?;
-    }
-    Ok(if report.is_known() { status::OK } else { status::HOST })
 }
 
 /// For standard output, whatever it is.

@@ -138,6 +138,8 @@ fn name(operation: Operation) -> &'static str {
         Operation::PageTableWrite => "page table entry, written",
         Operation::PortWrite => "OUT to microvm",
         Operation::MmioWrite => "store to a device of microvm",
+        Operation::EoiStore => "EOI, a store to KVM's APIC",
+        Operation::EoiMsr => "EOI, WRMSR to KVM's x2APIC",
     }
 }
 

@@ -13,4 +13,5 @@
 //! its own, with the credit of vsock as its back-pressure and the shutdown of one
 //! direction as its end of file.
 
+pub mod measure;
 pub mod protocol;

@@ -1,7 +1,7 @@
 //! The table of this host: whatever it says, it must agree with the doctor and
 //! with the kernel's own parameters.
 
-use crate::{run, stderr, stdout};
+use crate::{refused, run, stderr, stdout};
 use serde_json::Value;
 use std::path::Path;
 
@@ -57,4 +57,20 @@ fn people_get_a_table() {
         assert_eq!(row.split_whitespace().count(), 6, "{row}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+#[test]
+fn what_can_not_be_measured_is_refused_in_one_line() {
+    for (words, status, part) in [
+        (&["--measure"][..], 2, "--kernel"),
+        (&["--quick"], 2, "--measure"),
+        (&["--measure", "--kernel", "k", "--modes", "hvm,xen"], 2, "hvm-pio"),
+        (&["--measure", "--kernel", "/nonexistent/vmlinux"], 3, "/nonexistent/vmlinux"),
+        (&["--measure", "--kernel", "k", "--html", "/nonexistent/page"], 3, "/nonexistent/page"),
+        (&["--json", "/nonexistent/file"], 3, "--measure"),
+    ] {
+        let words: Vec<&str> = ["spectrum"].iter().chain(words).copied().collect();
+        let text = refused(&run(&words), status);
+        assert!(text.contains(part), "{text}");
+    }
 }

@@ -1,12 +1,102 @@
-//! What `microvm spectrum` says where Linux runs.
+//! What `microvm spectrum` says where Linux runs, and what it measures there.
 
-use crate::{Verdict, trial};
+use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
 use serde_json::Value;
 use std::process::Command;
 
 pub fn tests() -> Vec<Trial> {
-    vec![trial("spectrum::the_processor_runs_ring_0_and_page_tables_are_as_the_module_says", table)]
+    vec![
+        trial("spectrum::the_processor_runs_ring_0_and_page_tables_are_as_the_module_says", table),
+        trial("spectrum::each_step_is_measured_and_leaves_out_what_it_says", measured),
+    ]
+}
+
+/// Every row of the table, quickly. What is compared here are counts, and only
+/// those that no slow host can change.
+fn measured() -> Verdict {
+    let directory = tempfile::tempdir()?;
+    let page = directory.path().join("page.html");
+    let output = Command::new(env!("CARGO_BIN_EXE_microvm"))
+        .args(["spectrum", "--measure", "--quick", "--modes", "hvm,hvm-pv,pvhvm,pv", "--json"])
+        .arg("--html")
+        .arg(&page)
+        .arg("--kernel")
+        .arg(kit::vmlinux())
+        .arg("--rootfs")
+        .arg(kit::root())
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    let report: Value =
+        serde_json::from_slice(&output.stdout).map_err(|e| format!("{e}: {told}"))?;
+    let check = |holds: bool, what: &str| match holds {
+        true => Ok(()),
+        false => Err(format!("{what}: {told}{report:#}")),
+    };
+    check(output.status.code() == Some(0), "every mode was measured")?;
+    let modes = report["modes"].as_array().ok_or("no modes")?;
+    for mode in modes {
+        check_sums(mode).map_err(|what| format!("{}: {what}: {mode:#}", mode["name"]))?;
+    }
+    let count = |mode: usize, name: &str| modes[mode]["boot"][name].as_u64().unwrap_or(0);
+    let (hvm, pvhvm, pv) = (0, 2, 3);
+    check(count(hvm, "exits") > count(pv, "exits"), "a PC takes more exits")?;
+    check(count(hvm, "user_exits") > 4 * count(pv, "user_exits"), "most of them to microvm")?;
+    let virtio = |mode: &Value| mode["boot"]["devices"].to_string().contains("virtio");
+    check(!virtio(&modes[hvm]), "hvm has no virtio device")?;
+    check(modes[1..].iter().all(virtio), "the others do")?;
+    let steps = |mode: usize| modes[mode]["read"].to_string();
+    check(steps(hvm).contains("READ DMA"), "a drive is told to read")?;
+    check(steps(pvhvm) == "[]", "a doorbell and a message need no exit to microvm")?;
+    let page = std::fs::read_to_string(page)?;
+    let outside = page.replace("http://www.w3.org/2000/svg", "");
+    check(!outside.contains("http") && !outside.contains("src="), "the page needs nothing else")?;
+    let emulated = report["place"]["emulator"].is_string();
+    check(page.contains("emulated host (") == emulated, "an emulated host is marked")?;
+    Ok(Completion::Completed)
+}
+
+/// What holds in every mode.
+fn check_sums(mode: &Value) -> Result<(), String> {
+    let check = |holds: bool, what: String| if holds { Ok(()) } else { Err(what) };
+    let boot = &mode["boot"];
+    let numbers = |values: &mut dyn Iterator<Item = &Value>| values.filter_map(Value::as_u64).sum();
+    let reasons: u64 =
+        numbers(&mut boot["reasons"].as_array().into_iter().flatten().map(|r| &r["exits"]));
+    check(Some(reasons) == boot["exits"].as_u64(), "reasons are all exits".to_owned())?;
+    let devices: u64 =
+        numbers(&mut boot["devices"].as_object().into_iter().flat_map(|d| d.values()));
+    check(Some(devices) == boot["user_exits"].as_u64(), "devices are all to microvm".to_owned())?;
+    let milestones = boot["milestones"].as_array().ok_or("no milestones")?;
+    let mut last = 0;
+    for name in ["entry", "start_kernel", "first driver", "root mounted", "init"] {
+        let milestone = milestones.iter().find(|milestone| milestone["name"] == name);
+        let at = milestone.and_then(|milestone| milestone["at"].as_u64());
+        let at = at.ok_or_else(|| format!("no {name}"))?;
+        check(at >= last, format!("{name} comes after what is before it"))?;
+        last = at;
+    }
+    for operation in [
+        "read",
+        "write",
+        "read-stream",
+        "write-stream",
+        "packet",
+        "send-stream",
+        "tick",
+        "ipi",
+        "eoi",
+    ] {
+        let all = mode["operations"].as_array().ok_or("no operations")?;
+        let figure = all.iter().find(|figure| figure["operation"] == operation);
+        let figure = figure.ok_or_else(|| format!("{operation} is missing"))?;
+        // KVM's own end of interrupt is no instruction that could be measured.
+        let measured = figure["user_exits"].is_number();
+        let reason = figure["why"].as_str().is_some_and(|why| !why.is_empty());
+        let holds = measured || (operation == "eoi" && reason);
+        check(holds, format!("{operation} is measured, or it is said why not"))?;
+    }
+    Ok(())
 }
 
 fn table() -> Verdict {

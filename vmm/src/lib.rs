@@ -16,6 +16,7 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod msi;
+pub mod record;
 pub mod sandbox;
 pub mod vcpu;
 pub mod vm;

@@ -3,6 +3,7 @@
 use crate::ending::Ending;
 use crate::exit::Exit;
 use crate::intr::Controllers;
+use crate::record::{Kind, Recorder};
 use devices::bus::Bus;
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -51,6 +52,8 @@ pub struct Vcpu {
     pub counts: Arc<ExitCounts>,
     /// Interrupt controllers that are not KVM's.
     pub controllers: Option<Arc<Controllers>>,
+    /// Who is told of every exit, if anybody is.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 /// A vCPU whose thread runs.
@@ -129,6 +132,9 @@ impl Vcpu {
                 for item in data.chunks(size) {
                     self.buses.ports.write(port.into(), item);
                 }
+                if let Some(recorder) = &self.recorder {
+                    recorder.access(Kind::PortWrite, port.into(), size, data);
+                }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 count(&counts.port_in);
@@ -140,14 +146,23 @@ impl Vcpu {
                 for item in data.chunks_mut(size) {
                     self.buses.ports.read(port.into(), item);
                 }
+                if let Some(recorder) = &self.recorder {
+                    recorder.access(Kind::PortRead, port.into(), size, data);
+                }
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 count(&counts.mmio_write);
                 self.buses.memory.write(address, data);
+                if let Some(recorder) = &self.recorder {
+                    recorder.access(Kind::MemoryWrite, address, data.len(), data);
+                }
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 count(&counts.mmio_read);
                 self.buses.memory.read(address, data);
+                if let Some(recorder) = &self.recorder {
+                    recorder.access(Kind::MemoryRead, address, data.len(), data);
+                }
             }
             Ok(VcpuExit::Intr) => return Ok(self.interrupted()),
             Ok(VcpuExit::Shutdown) => return Err("triple fault".to_owned()),
@@ -160,10 +175,12 @@ impl Vcpu {
             Ok(VcpuExit::SystemEvent(kind, _)) => return Err(format!("KVM system event {kind}")),
             Ok(VcpuExit::Hlt) if self.controllers.is_some() => {
                 count(&counts.other);
+                self.note(Kind::Halt);
                 self.halt();
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {
                 count(&counts.other);
+                self.note(Kind::Window);
             }
             Ok(VcpuExit::Hlt) => return Err("HLT without an interrupt controller".to_owned()),
             Ok(other) => return Err(format!("unexpected exit {other:?}")),
@@ -178,6 +195,12 @@ impl Vcpu {
         Ok(Step::Go)
     }
 
+    fn note(&self, kind: Kind) {
+        if let Some(recorder) = &self.recorder {
+            recorder.other(kind);
+        }
+    }
+
     /// Sleeps until an interrupt comes, if the guest lets one come.
     fn halt(&mut self) {
         let interruptible = self.fd.get_kvm_run().if_flag != 0;
@@ -189,6 +212,7 @@ impl Vcpu {
     /// A kick says so in `immediate_exit`; being stopped and continued, or a
     /// debugger, interrupts `KVM_RUN`, too, and means nothing.
     fn interrupted(&mut self) -> Step {
+        self.note(Kind::Called);
         match self.fd.get_kvm_run().immediate_exit {
             // An interrupt came; whoever stops this vCPU has ended the machine.
             _ if self.controllers.is_some() => Step::Go,

@@ -16,6 +16,7 @@
 //! conversation over connections of its own, in the root file system that is there.
 
 mod image;
+mod measure;
 mod network;
 mod process;
 mod root;
@@ -59,6 +60,13 @@ fn main() {
             run(control, &mut Scope::Beside(ports));
         }
         std::process::exit(0);
+    }
+    if let Ok(what) = std::env::var(guest::measure::VARIABLE) {
+        match root::mount_first() {
+            Ok(()) => measure::run(&what),
+            Err(fault) => eprintln!("microvm-init: {fault}"),
+        }
+        power_off();
     }
     process::leave_orphans_to_init();
     let ready = Launcher::new().and_then(|launcher| {

@@ -31,8 +31,10 @@ use crate::exit::Exit;
 use crate::host;
 use crate::intr;
 use crate::memory::{self, Ram};
+use crate::metrics::kvm::Statistics;
 use crate::metrics::{self, Metrics, Serve};
 use crate::msi::Wiring;
+use crate::record::Recorder;
 use crate::sandbox;
 use crate::vcpu::{self, Buses, Running, Vcpu};
 use crate::vm::{self, Vm};
@@ -129,6 +131,8 @@ pub struct Attached {
     pub ending: Option<Ending>,
     /// Gives up what a machine that is built needs no more.
     pub confine: Option<Confine>,
+    /// Records what the guest does to its devices.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 /// Done once everything is open and nothing of the guest has run.
@@ -230,7 +234,12 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     if let Some(controllers) = &vm.controllers {
         add(&mut events, intr::Watch(controllers.clone()));
     }
-    let running = start(vcpus, &buses, &ending, &counters, &vm, choices.has_board())?;
+    if let Some(recorder) = &attached.recorder {
+        recorder.watch(vcpus.iter().filter_map(Statistics::open).collect());
+        recorder.entered();
+    }
+    let shared = Shared { buses, ending: ending.clone(), recorder: attached.recorder };
+    let running = start(vcpus, &shared, &counters, &vm, choices.has_board())?;
     sandbox::event_loop(needs(config, &inputs.devices, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
@@ -326,28 +335,40 @@ fn add(events: &mut Events, subscriber: impl MutEventSubscriber + Send + 'static
     events.add_subscriber(Arc::new(Mutex::new(subscriber)));
 }
 
+/// What all vCPUs have.
+struct Shared {
+    buses: Buses,
+    ending: Ending,
+    recorder: Option<Arc<Recorder>>,
+}
+
 /// Starts a thread for each vCPU.
 fn start(
     vcpus: Vec<kvm_ioctls::VcpuFd>,
-    buses: &Buses,
-    ending: &Ending,
+    shared: &Shared,
     counters: &Metrics,
     vm: &Vm,
     board: bool,
 ) -> Result<Vec<Running>, Error> {
     vcpu::install_kick_handler().map_err(Error::host("signal handler"))?;
-    let filter = Arc::new(sandbox::vcpu(board, vm.controllers.is_some()));
+    let needs = sandbox::VcpuNeeds {
+        board,
+        controllers: vm.controllers.is_some(),
+        statistics: shared.recorder.is_some(),
+    };
+    let filter = Arc::new(sandbox::vcpu(needs));
     let mut running = Vec::with_capacity(vcpus.len());
     for (id, fd) in vcpus.into_iter().enumerate() {
         let vcpu = Vcpu {
             id: id as u32,
             fd,
-            buses: buses.clone(),
-            ending: ending.clone(),
+            buses: shared.buses.clone(),
+            ending: shared.ending.clone(),
             counts: counters.exits(id),
             controllers: vm.controllers.clone(),
+            recorder: shared.recorder.clone(),
         };
-        let (filter, failed) = (filter.clone(), ending.clone());
+        let (filter, failed) = (filter.clone(), shared.ending.clone());
         let before = move || {
             if let Err(e) = filter.install() {
                 failed.end(Exit::Crash { vcpu: id as u32, rip: None, reason: e.to_string() });

@@ -255,16 +255,27 @@ pub struct Filter {
     program: BpfProgram,
 }
 
-/// The filter of a vCPU thread, in a machine with a motherboard or without, and
-/// with interrupt controllers of the monitor's own or without.
-pub fn vcpu(board: bool, controllers: bool) -> Filter {
-    let ioctls = match (controllers, board) {
+/// What is done on vCPU threads beside what is always done there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VcpuNeeds {
+    /// A motherboard's interrupt lines.
+    pub board: bool,
+    /// Interrupt controllers of the monitor's own.
+    pub controllers: bool,
+    /// KVM's statistics are read, because somebody measures.
+    pub statistics: bool,
+}
+
+/// The filter of a vCPU thread.
+pub fn vcpu(needs: VcpuNeeds) -> Filter {
+    let ioctls = match (needs.controllers, needs.board) {
         (true, _) => CONTROLLERS_IOCTLS,
         (false, true) => BOARD_IOCTLS,
         (false, false) => VCPU_IOCTLS,
     };
-    let timers: &[i64] = if controllers { &[libc::SYS_timerfd_settime] } else { &[] };
-    filter("vCPU", &[COMMON, VCPU, timers], &[only(libc::SYS_ioctl, 1, ioctls), CLOSING])
+    let timers: &[i64] = if needs.controllers { &[libc::SYS_timerfd_settime] } else { &[] };
+    let reading: &[i64] = if needs.statistics { &[libc::SYS_pread64] } else { &[] };
+    filter("vCPU", &[COMMON, VCPU, timers, reading], &[only(libc::SYS_ioctl, 1, ioctls), CLOSING])
 }
 
 /// The filter of the thread that writes the console's output.
@@ -418,9 +429,9 @@ mod tests {
             unsafe { libc::ioctl(-1, libc::FIONREAD, 0) };
         };
         let all = [
-            vcpu(false, false),
-            vcpu(true, false),
-            vcpu(true, true),
+            vcpu(VcpuNeeds::default()),
+            vcpu(VcpuNeeds { board: true, ..VcpuNeeds::default() }),
+            vcpu(VcpuNeeds { board: true, controllers: true, statistics: true }),
             console(),
             relay(),
             desk(),
@@ -433,14 +444,15 @@ mod tests {
             assert_eq!(in_child(&filter, close), 0);
             assert!(killed(in_child(&filter, open)));
         }
-        assert!(killed(in_child(&vcpu(false, false), other_ioctl)));
+        assert!(killed(in_child(&vcpu(VcpuNeeds::default()), other_ioctl)));
         assert_eq!(in_child(&event_loop(Needs::default()), other_ioctl), 0);
         let irq_line = || {
             // SAFETY: KVM_IRQ_LINE on a closed descriptor reads nothing.
             unsafe { libc::ioctl(-1, u64::from(KVM_IRQ_LINE), 0) };
         };
-        assert_eq!(in_child(&vcpu(true, false), irq_line), 0);
-        assert!(killed(in_child(&vcpu(false, false), irq_line)));
+        let board = VcpuNeeds { board: true, ..VcpuNeeds::default() };
+        assert_eq!(in_child(&vcpu(board), irq_line), 0);
+        assert!(killed(in_child(&vcpu(VcpuNeeds::default()), irq_line)));
     }
 
     #[test]

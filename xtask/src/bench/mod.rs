@@ -9,6 +9,7 @@ mod io_report;
 mod job;
 mod memory;
 mod report;
+mod spectrum;
 mod subject;
 
 use anyhow::Result;
@@ -21,6 +22,8 @@ pub enum BenchCommand {
     Boot(boot::BootArguments),
     /// What it costs to move data through disk, network and vsock, beside other monitors
     Io(io::IoArguments),
+    /// Exits of every mode to init, beside QEMU's on the same board
+    Spectrum(spectrum::SpectrumArguments),
     /// What a request costs each device with no guest, and cost at an earlier commit
     Devices(devices::DevicesArguments),
     /// Start and end of a job, beside podman, crun and bubblewrap, and where the time goes
@@ -52,6 +55,7 @@ impl BenchCommand {
         match self {
             Self::Boot(arguments) => arguments.run(),
             Self::Devices(arguments) => arguments.run(),
+            Self::Spectrum(arguments) => arguments.run(),
             Self::Io(arguments) => arguments.run(),
             Self::IoHost(arguments) => arguments.run(),
             Self::Job(arguments) => arguments.run(),

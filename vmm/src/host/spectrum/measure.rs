@@ -11,7 +11,7 @@
 use crate::host::HostError;
 use crate::host::probe::{self, CODE, DONE, PML4, PORT, Ring, SCRATCH, STACK_TOP, Watchdog};
 use crate::metrics::kvm::Statistics;
-use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -42,6 +42,10 @@ pub enum Operation {
     PortWrite,
     /// Writing to memory that is a device's.
     MmioWrite,
+    /// The end of an interrupt, told to KVM's local APIC by a store.
+    EoiStore,
+    /// The same by WRMSR, as x2APIC has it.
+    EoiMsr,
 }
 
 /// What one of them cost, on average.
@@ -63,7 +67,7 @@ pub struct Cost {
 
 impl Operation {
     /// All of them, in the order of the report.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Ring3Loop,
         Self::Ring0Loop,
         Self::RealModeLoop,
@@ -74,7 +78,14 @@ impl Operation {
         Self::PageTableWrite,
         Self::PortWrite,
         Self::MmioWrite,
+        Self::EoiStore,
+        Self::EoiMsr,
     ];
+
+    /// Whether it takes a local APIC of KVM's.
+    fn needs_apic(self) -> bool {
+        matches!(self, Self::EoiStore | Self::EoiMsr)
+    }
 
     /// The instruction, for the registers of [`Self::registers`].
     fn code(self) -> &'static [u8] {
@@ -87,6 +98,8 @@ impl Operation {
             Self::PageTableWrite => &[0x48, 0x89, 0x45, 0x00], // mov [rbp], rax
             Self::PortWrite => &[0xe6, IDLE_PORT as u8], // out IDLE_PORT, al
             Self::MmioWrite => &[0x41, 0x88, 0x01],   // mov [r9], al
+            Self::EoiStore => &[0x41, 0x89, 0x81, 0xb0, 0, 0, 0], // mov [r9 + 0xb0], eax
+            Self::EoiMsr => &[0x0f, 0x30],            // wrmsr
         }
     }
 
@@ -114,6 +127,7 @@ impl Operation {
             Self::RealModeLoop => shared,
             Self::Ring3Loop => kvm_regs { rflags: 2 | 3 << 12, ..shared },
             Self::Rdmsr => kvm_regs { rcx: IA32_APIC_BASE, ..shared },
+            Self::EoiMsr => kvm_regs { rcx: X2APIC_EOI, ..shared },
             // The last entry of the directory, which maps nothing, stays 0.
             Self::PageTableWrite => kvm_regs { rbp: probe::PAGE_DIRECTORY + 511 * 8, ..shared },
             _ => kvm_regs { rdi: PML4, rsi: SCRATCH, r9: DEVICE, ..shared },
@@ -126,6 +140,11 @@ const IDLE_PORT: u16 = 0x11;
 /// An address that is mapped and no memory.
 const DEVICE: u64 = 0x10_0000;
 const IA32_APIC_BASE: u64 = 0x1b;
+/// Its bits: a bootstrap processor's, enabled, in x2APIC mode.
+const APIC_ENABLED: u64 = 1 << 8 | 1 << 11;
+const APIC_X2: u64 = 1 << 10;
+/// `IA32_X2APIC_EOI`.
+const X2APIC_EOI: u64 = 0x80b;
 
 /// A loop that takes this long is measured.
 const LONG_ENOUGH_NS: f64 = 1_500_000.0;
@@ -138,9 +157,16 @@ const PATIENCE_NS: i64 = 900_000_000;
 
 /// The costs of all operations that this KVM can carry out.
 pub fn measure(kvm: &Kvm) -> Result<Vec<Cost>, HostError> {
-    let mut guest = Guest::new(kvm)?;
-    let costs = Operation::ALL.iter().filter_map(|operation| guest.cost(*operation).transpose());
+    let mut guest = Guest::new(kvm, false)?;
+    let (apic, plain): (Vec<&Operation>, Vec<&Operation>) =
+        Operation::ALL.iter().partition(|operation| operation.needs_apic());
+    let costs = plain.into_iter().filter_map(|operation| guest.cost(*operation).transpose());
     let mut costs: Vec<Cost> = costs.collect::<Result<_, _>>()?;
+    drop(guest);
+    // A KVM without interrupt controllers measures all the rest.
+    if let Ok(mut guest) = Guest::new(kvm, true) {
+        costs.extend(apic.into_iter().filter_map(|operation| guest.cost(*operation).ok()?));
+    }
     if let Some(round) = costs.iter().find(|cost| cost.operation == Operation::Ring0Loop).copied() {
         costs.iter_mut().for_each(|cost| cost.subtract(&round));
     }
@@ -179,7 +205,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(kvm: &Kvm) -> Result<Self, HostError> {
+    fn new(kvm: &Kvm, apic: bool) -> Result<Self, HostError> {
         let vm = kvm.create_vm().map_err(|e| HostError::kvm("KVM_CREATE_VM", e))?;
         // Where VT-x needs them to run real mode; others don't mind.
         vm.set_identity_map_address(arch::layout::IDENTITY_MAP)
@@ -187,9 +213,19 @@ impl Guest {
         vm.set_tss_address(arch::layout::TSS as usize)
             .map_err(|e| HostError::kvm("KVM_SET_TSS_ADDR", e))?;
         let memory = probe::memory(&vm, &[])?;
+        if apic {
+            vm.create_irq_chip().map_err(|e| HostError::kvm("KVM_CREATE_IRQCHIP", e))?;
+        }
         let mut vcpu = vm.create_vcpu(0).map_err(|e| HostError::kvm("KVM_CREATE_VCPU", e))?;
         let reset = vcpu.get_sregs().map_err(|e| HostError::kvm("KVM_GET_SREGS", e))?;
         probe::set_up(&mut vcpu, Ring::Zero)?;
+        if apic {
+            // The probe's processor has no x2APIC.
+            let leaves = kvm
+                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+                .map_err(|e| HostError::kvm("KVM_GET_SUPPORTED_CPUID", e))?;
+            vcpu.set_cpuid2(&leaves).map_err(|e| HostError::kvm("KVM_SET_CPUID2", e))?;
+        }
         let statistics = Statistics::open(&vcpu);
         Ok(Self { vcpu, memory, statistics, reset, _vm: vm })
     }
@@ -257,6 +293,14 @@ impl Guest {
             }
             Operation::Ring3Loop => probe::enter_long_mode(&self.vcpu, Ring::Three)?,
             _ => probe::enter_long_mode(&self.vcpu, Ring::Zero)?,
+        }
+        if operation.needs_apic() {
+            let mut sregs =
+                self.vcpu.get_sregs().map_err(|e| HostError::kvm("KVM_GET_SREGS", e))?;
+            let mode = if operation == Operation::EoiMsr { APIC_X2 } else { 0 };
+            // Its page where this guest's tables have one.
+            sregs.apic_base = DEVICE | APIC_ENABLED | mode;
+            self.vcpu.set_sregs(&sregs).map_err(|e| HostError::kvm("KVM_SET_SREGS", e))?;
         }
         let registers = operation.registers(count);
         self.vcpu.set_regs(&registers).map_err(|e| HostError::kvm("KVM_SET_REGS", e))

@@ -1,0 +1,101 @@
+//! What each step of the spectrum buys: the same guest booted in every mode, and
+//! what that took.
+//!
+//! ```text
+//!  subject ─► configuration ─► vmm::machine with a recorder, init measures ─► Record
+//!  Record ─► figures: boot, operations, anatomy ─┐
+//!  names of registers ───────────────────────────┴─► Report ─► text, JSON, page
+//! ```
+//!
+//! Nothing of the user's is written to: the root file system is mounted read-only,
+//! what is overwritten is a file without a name, and packets go to this process.
+
+mod eoi;
+mod figures;
+mod names;
+mod page;
+mod peer;
+mod report;
+mod run;
+mod subject;
+mod text;
+
+pub use page::page;
+pub use report::{
+    Boot, Clock, Figure, Gap, Log, Milestone, Mode, Place, Reason, Register, Report, Step, Value,
+};
+pub use subject::Subject;
+pub use text::table;
+
+use std::path::PathBuf;
+use vmm::config::Disk;
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// A root file system to mount.
+    pub rootfs: Option<Disk>,
+    /// Words for the kernel.
+    pub cmdline: String,
+    /// The modes and variants of them, in the order of the report.
+    pub subjects: Vec<Subject>,
+    /// Fewer repetitions.
+    pub quick: bool,
+    /// What a unit of this host's clock is.
+    pub clock: Clock,
+}
+
+/// Why nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host refused something.
+    #[error("{what}: {source}")]
+    Host {
+        /// The step.
+        what: &'static str,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// No machine can be made at all.
+    #[error(transparent)]
+    Machine(#[from] vmm::machine::Error),
+}
+
+impl Error {
+    /// The program's exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Host { .. } => vmm::exit::status::HOST,
+            Self::Machine(error) => error.status(),
+        }
+    }
+}
+
+/// Boots the guest in every mode; `progress` is told which one is next. A mode that
+/// can't be measured is in the report with the reason, unless none could be.
+pub fn measure(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, Error> {
+    let peer = peer::Peer::start().map_err(|source| Error::Host { what: "peer", source })?;
+    let (_initramfs, initramfs) =
+        job::init::initramfs(&[]).map_err(|source| Error::Host { what: "initramfs", source })?;
+    let mut failure = None;
+    let mut modes = Vec::with_capacity(options.subjects.len());
+    for subject in &options.subjects {
+        progress(subject.name);
+        let bench = run::Bench { options, initramfs: &initramfs, peer: peer.port };
+        match bench.run(subject) {
+            Ok(mode) => modes.push(mode),
+            // The same in every mode: what the user gave can't be used.
+            Err(error) if error.status() == vmm::exit::status::INPUT => return Err(error),
+            Err(error) => {
+                modes.push(Mode::failed(subject, error.to_string()));
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    match failure {
+        Some(error) if modes.iter().all(|mode| mode.problem.is_some()) => Err(error),
+        _ => Ok(Report::new(options, modes)),
+    }
+}

@@ -1,0 +1,159 @@
+//! `microvm spectrum`: the host's table, or with `--measure` what its rows cost.
+
+use crate::{Error, args, print, print_json, style};
+use clap::Args;
+use measure::{Clock, Options, Subject};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use vmm::config::Disk;
+use vmm::exit::status;
+use vmm::host;
+
+/// Show what is virtualized how: Xen's table, as it is on this host
+///
+/// A guest of a few instructions measures what the host does about
+/// privileged instructions and page tables, in less than a second. Exits
+/// with 0 if that is known, with 4 if not.
+///
+/// With --measure the same Linux guest boots in every mode, and the report
+/// says what each step buys: exits by reason and by register, the way to
+/// init, the cost of disk requests, packets, timers and interrupts, and one
+/// disk read access by access. The root file system is only read; no network
+/// of the host's is used. Exits with 0 if every mode was measured, with 4 if
+/// some could not be.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct SpectrumArgs {
+    /// Print the report as JSON; with --measure, to a file if one is named
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    json: Option<Option<PathBuf>>,
+    /// Boot a guest in every mode and measure
+    #[arg(long, requires = "kernel")]
+    measure: bool,
+    /// The kernel that is measured: a vmlinux or a bzImage with drivers for
+    /// what is measured built in, as resources/kernel/build.sh makes it
+    #[arg(long, value_name = "FILE", requires = "measure", verbatim_doc_comment)]
+    kernel: Option<PathBuf>,
+    /// A root file system to mount on the way to init; it is only read
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    rootfs: Option<Disk>,
+    /// Words for the kernel
+    #[arg(
+        long,
+        value_name = "WORDS",
+        requires = "measure",
+        default_value = "",
+        hide_default_value = true
+    )]
+    cmdline: String,
+    /// Only some of them: hvm-pio (hvm whose processor moves every byte),
+    /// hvm-user (hvm with interrupts in microvm), hvm, hvm-pv, pvhvm, pv
+    #[arg(
+        long,
+        value_name = "MODE,…",
+        value_delimiter = ',',
+        requires = "measure",
+        verbatim_doc_comment
+    )]
+    modes: Vec<Subject>,
+    /// Write a page with figures, which needs nothing else
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    html: Option<PathBuf>,
+    /// Fewer repetitions: the same counts, rougher times
+    #[arg(long, requires = "measure")]
+    quick: bool,
+    /// This host's clock counts instructions (cargo xtask rig --count)
+    #[arg(long, requires = "measure", hide = true)]
+    counted: bool,
+}
+
+/// A file that will hold a report, opened before anything is measured.
+struct Target {
+    path: PathBuf,
+    file: File,
+}
+
+impl Target {
+    fn open(path: &Path) -> Result<Self, Error> {
+        // What is in it stays until there is something better.
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let path = path.to_owned();
+        match file {
+            Ok(file) => Ok(Self { path, file }),
+            Err(error) => Err(Error::Report(path, error)),
+        }
+    }
+
+    fn write(mut self, text: &str) -> Result<(), Error> {
+        // A pipe or a terminal has no length.
+        let is_file = self.file.metadata().is_ok_and(|about| about.is_file());
+        let cut = if is_file { self.file.set_len(0) } else { Ok(()) };
+        let written = cut.and_then(|()| self.file.write_all(text.as_bytes()));
+        written.map_err(|error| Error::Report(self.path, error))
+    }
+}
+
+impl SpectrumArgs {
+    /// Does it; returns the exit status.
+    pub fn run(self) -> Result<u8, Error> {
+        match (&self.kernel, &self.json) {
+            (Some(kernel), _) if self.measure => self.measure(kernel),
+            (_, Some(Some(path))) => Err(Error::Report(
+                path.clone(),
+                io::Error::new(io::ErrorKind::InvalidInput, "only --measure writes to a file"),
+            )),
+            (_, json) => show(json.is_some()),
+        }
+    }
+
+    fn measure(&self, kernel: &Path) -> Result<u8, Error> {
+        let to_output = self.json == Some(None);
+        let json = self.json.iter().flatten().map(|path| Target::open(path)).next().transpose()?;
+        let html = self.html.as_deref().map(Target::open).transpose()?;
+        let subjects = if self.modes.is_empty() { Subject::ALL.into() } else { self.modes.clone() };
+        let options = Options {
+            kernel: kernel.to_owned(),
+            rootfs: self.rootfs.clone(),
+            cmdline: self.cmdline.clone(),
+            subjects,
+            quick: self.quick,
+            clock: if self.counted { Clock::Instructions } else { Clock::Nanoseconds },
+        };
+        let watched = io::stderr().is_terminal();
+        let report = measure::measure(&options, |mode| {
+            if watched {
+                eprintln!("microvm: measuring {mode} …");
+            }
+        })?;
+        if to_output {
+            print_json(&report)?;
+        } else {
+            print(&measure::table(&report))?;
+        }
+        if let Some(json) = json {
+            let text = serde_json::to_string_pretty(&report).map_err(Error::Json)?;
+            json.write(&(text + "\n"))?;
+        }
+        if let Some(html) = html {
+            html.write(&measure::page(&report).map_err(Error::Json)?)?;
+        }
+        let all = report.modes.iter().all(|mode| mode.problem.is_none());
+        Ok(if all { status::OK } else { status::HOST })
+    }
+}
+
+fn show(json: bool) -> Result<u8, Error> {
+    let report = host::spectrum::examine();
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&crate::spectrum::text(&report, style()))?;
+    }
+    Ok(if report.is_known() { status::OK } else { status::HOST })
+}
+
+/// A report that can't be written, in a line.
+pub fn told(path: &Path, error: &io::Error) -> String {
+    format!("{}: {}", path.display(), args::plain(error))
+}
