@@ -13,13 +13,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const FLAGS: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"];
+const FLAGS: [&str; 3] = [
+    "-Ctarget-feature=+crt-static",
+    "-Crelocation-model=static",
+    "-Clink-arg=-Wl,--no-eh-frame-hdr",
+];
 
 fn main() {
     let variable = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
     let out = PathBuf::from(variable("OUT_DIR"));
     let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("..");
-    for part in ["guest/src", "guest/Cargo.toml", "Cargo.toml", "job/build.rs"] {
+    let script = "resources/no-unwind.ld";
+    for part in ["guest/src", "guest/Cargo.toml", "Cargo.toml", "job/build.rs", script] {
         println!("cargo::rerun-if-changed={}", workspace.join(part).display());
     }
     let target = out.join("guest");
@@ -42,7 +47,9 @@ fn main() {
             cargo.env_remove(name);
         }
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+    let script = format!("-Clink-arg=-Wl,-T,{}", workspace.join(script).display());
+    let flags = [&FLAGS[..], &[&script]].concat();
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     let status = cargo.status().unwrap_or_else(|error| panic!("starting cargo: {error}"));
     assert!(status.success(), "building the init of a job's guest: {status}");
     let built = target.join(TARGET).join("guest/microvm-init");

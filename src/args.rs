@@ -1,5 +1,6 @@
 //! The command line, and the configuration that comes out of it.
 
+use crate::compare::CompareArgs;
 use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
 use crate::jobs::{ExecArgs, PsArgs, StopArgs};
@@ -431,6 +432,7 @@ pub enum Command {
     },
     Spectrum(SpectrumArgs),
     Ctl(CtlArgs),
+    Compare(Box<CompareArgs>),
     Run(Box<RunArgs>),
     Exec(ExecArgs),
     Ps(PsArgs),

@@ -2,20 +2,23 @@
 
 use crate::{Error, print};
 use clap::Subcommand;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use job::image::build::{Options, Summary, build, build_unpacked};
+use indicatif::HumanBytes;
+use job::image::bar::Bar;
+use job::image::build::{Options, build};
 use job::image::cache::{Cache, Cached};
 use job::image::config::Description;
 use job::image::inspect::{Report, inspect};
-use job::image::progress::Progress;
-use job::image::registry::{RemoteName, pull};
-use job::image::source::unpack_image;
 use job::image::{self, Reference};
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use vmm::config::Size;
 use vmm::exit::status;
+
+/// The program that fetches from registries.
+const PULL: &str = "microvm-pull";
 
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
@@ -102,25 +105,14 @@ pub enum CacheCommand {
 pub fn run(command: ImageCommand) -> Result<u8, Error> {
     match command {
         ImageCommand::Build { source, image, all_root } => {
-            let latest = source_date_epoch()?;
-            let options = Options { all_root, latest };
+            let options = Options::of_environment(all_root)?;
             let mut bar = Bar::default();
             let built = build(&Reference::parse(&source)?, &image, options, &mut bar)?;
             bar.finish();
-            told(&image, &built)?;
+            print(&(built.line(&image) + "\n"))?;
         }
         ImageCommand::Pull { name, image, plain_http } => {
-            let name = RemoteName::parse(&name)?;
-            let output = image.unwrap_or_else(|| name.file_name().into());
-            let cache = Cache::of_user()?;
-            let options = Options { all_root: false, latest: source_date_epoch()? };
-            let mut bar = Bar::default();
-            let found = pull(&name, &cache, plain_http, &mut bar)?;
-            let unpacked = unpack_image(found, cache.directory(), &mut bar)?;
-            let built = build_unpacked(unpacked, &output, options, &mut bar)?;
-            bar.finish();
-            cache.prune_to_size(None)?;
-            told(&output, &built)?;
+            return Err(pull(name, image, plain_http).into());
         }
         ImageCommand::Inspect { image, json } => {
             let report = inspect(&Reference::parse(&image)?)?;
@@ -140,18 +132,21 @@ pub fn run(command: ImageCommand) -> Result<u8, Error> {
     Ok(status::OK)
 }
 
-fn told(path: &Path, built: &Summary) -> Result<(), Error> {
-    let (size, files) = (HumanBytes(built.size), built.inodes);
-    print(&format!("{}: {size}, {files} files\n", path.display()))
-}
-
-/// <https://reproducible-builds.org/specs/source-date-epoch/>
-fn source_date_epoch() -> Result<Option<i64>, image::Error> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let Some(text) = std::env::var_os(NAME) else { return Ok(None) };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    let reason = "is no number of seconds since 1970";
-    seconds.map(Some).ok_or_else(|| image::Error::malformed(NAME, reason))
+/// Becomes the program that speaks with registries, which this one does not:
+/// returns why it could not.
+fn pull(name: String, image: Option<PathBuf>, plain_http: bool) -> image::Error {
+    // Beside this program, or wherever programs are.
+    let beside = std::env::current_exe().map(|path| path.with_file_name(PULL));
+    let program = beside.ok().filter(|path| path.exists()).unwrap_or_else(|| PULL.into());
+    let mut command = std::process::Command::new(program);
+    command.arg(if plain_http { "http" } else { "https" }).arg(name).args(image);
+    match command.exec() {
+        error if error.kind() == ErrorKind::NotFound => {
+            let reason = "is not installed: it is built with microvm and belongs beside it";
+            image::Error::unsupported(PULL, reason)
+        }
+        error => image::Error::host(PULL)(error),
+    }
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {
@@ -231,43 +226,4 @@ fn list(all: &[Cached]) -> String {
         let _ = writeln!(text, "{size:>12}  {}  {}", cached.digest, cached.path.display());
     }
     text
-}
-
-/// A bar on standard error, when that is a terminal.
-#[derive(Default)]
-pub struct Bar(Option<ProgressBar>);
-
-impl Bar {
-    /// Takes it away.
-    fn finish(&mut self) {
-        if let Some(bar) = self.0.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn begin(&mut self, what: &str, bytes: u64) {
-        self.finish();
-        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-        let template = "{msg:10} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(what.to_owned());
-        self.0 = Some(bar);
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        if let Some(bar) = &self.0 {
-            bar.inc(bytes);
-        }
-    }
-}
-
-impl Drop for Bar {
-    /// An error is told on a line of its own.
-    fn drop(&mut self) {
-        self.finish();
-    }
 }

@@ -2,6 +2,7 @@
 //! line and an exit status that say what happened.
 
 mod args;
+mod compare;
 mod ctl;
 mod doctor;
 mod image_commands;
@@ -13,7 +14,9 @@ mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
+use compare::{CompareArgs, Told};
 use ctl::CtlArgs;
+use job::image::bar::Bar;
 use job::{Job, Outcome};
 use jobs::{ExecArgs, PsArgs, StopArgs};
 use run::RunArgs;
@@ -49,6 +52,8 @@ enum Error {
     Output(io::Error),
     #[error(transparent)]
     Image(#[from] job::image::Error),
+    #[error(transparent)]
+    Compare(#[from] compare::Error),
     #[error("{}", measure_command::told(.0, .1))]
     Report(PathBuf, io::Error),
     #[error(transparent)]
@@ -68,6 +73,7 @@ impl Error {
             Self::Measure(error) => error.status(),
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
+            Self::Compare(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
         }
@@ -95,6 +101,7 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Ctl(wanted)) => ask(wanted),
+        Some(Command::Compare(wanted)) => run_compare(*wanted),
         Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
         Some(Command::Exec(wanted)) => exec(wanted, args.log),
@@ -139,7 +146,7 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     logger::install(level.into());
     BROKEN.store(job::status::FAILED, Ordering::Relaxed);
-    let mut bar = image_commands::Bar::default();
+    let mut bar = Bar::default();
     let job = Job::prepare(wanted.into_options(), &mut bar)?;
     drop(bar);
     Ok(end_as(job.run()?))
@@ -175,6 +182,14 @@ fn list_jobs(wanted: &PsArgs) -> Result<u8, Error> {
 fn stop_job(wanted: &StopArgs) -> Result<u8, Error> {
     if !wanted.stop().map_err(Error::Named)? {
         logger::say(&format!("{}: did not end by itself: killed", wanted.name));
+    }
+    Ok(status::OK)
+}
+
+fn run_compare(wanted: CompareArgs) -> Result<u8, Error> {
+    match wanted.run()? {
+        Told::Text(text) => print(&text)?,
+        Told::Json(report) => print_json(&report)?,
     }
     Ok(status::OK)
 }

@@ -6,6 +6,11 @@
 //! is paid off before anything else happens. The rate therefore holds over
 //! time whatever the sizes are.
 //!
+//! What a full bucket cannot hold is lost to who does not want it. It is not
+//! lost to who waits: a host that is busy comes later than its timer said, often
+//! by more than a tenth of a second, and what came meanwhile is kept, for
+//! [`LATENESS`] at most.
+//!
 //! A [`Limiter`] is two of them, for bytes and for operations, with a timer that
 //! becomes readable when there is something to take again.
 
@@ -19,6 +24,8 @@ const NANOS: u128 = 1_000_000_000;
 /// What waits is let go this much later than it could, and more of it at once:
 /// a timer for each packet would cost more than the packet.
 const BATCH: Duration = Duration::from_millis(1);
+/// So much later than its timer may one who waits be called, and lose nothing.
+const LATENESS: Duration = Duration::from_secs(1);
 
 /// A limit, as it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +57,18 @@ impl Bucket {
         Self { rate, level: i128::from(rate.burst) * NANOS as i128, at: now }
     }
 
-    fn refill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.at).as_nanos() as i128;
-        self.at = now;
+    /// What has come until `now`. It fills the bucket, and no more; `awaited`
+    /// for so long, the bucket has held as much more as has come in that time.
+    fn refill(&mut self, now: Instant, awaited: Duration) {
+        let tokens = |time: Duration| {
+            i128::from(self.rate.per_second).saturating_mul(time.as_nanos() as i128)
+        };
         let full = i128::from(self.rate.burst) * NANOS as i128;
-        let gained = passed.saturating_mul(self.rate.per_second.into());
-        self.level = self.level.saturating_add(gained).min(full);
+        let room = full.saturating_add(tokens(awaited.min(LATENESS)));
+        let gained = tokens(now.saturating_duration_since(self.at));
+        // What was kept for one who waited stays until it is taken.
+        self.level = self.level.max(self.level.saturating_add(gained).min(room));
+        self.at = now;
     }
 
     /// How long until there is anything to take; zero: there is.
@@ -81,59 +94,91 @@ impl Bucket {
     }
 }
 
-/// A limit on bytes, on operations, or on both.
+/// Both buckets, in whatever time they are told.
 #[derive(Debug)]
-pub struct Limiter {
+struct Buckets {
     bytes: Option<Bucket>,
     operations: Option<Bucket>,
-    timer: TimerFd,
-    /// When the timer runs out, if it is set.
+    /// When who waits is called, if anyone does.
     until: Option<Instant>,
 }
 
-impl Limiter {
-    /// A limiter whose buckets are full.
-    pub fn new(bytes: Option<Rate>, operations: Option<Rate>) -> io::Result<Self> {
-        let now = Instant::now();
+impl Buckets {
+    fn new(bytes: Option<Rate>, operations: Option<Rate>, now: Instant) -> Self {
         let bucket = |rate: Option<Rate>| rate.map(|rate| Bucket::new(rate, now));
-        // Never read: each time that it runs out is an edge of its own.
-        let timer = TimerFd::new()?;
-        Ok(Self { bytes: bucket(bytes), operations: bucket(operations), timer, until: None })
+        Self { bytes: bucket(bytes), operations: bucket(operations), until: None }
     }
 
-    /// Whether something may happen now. If not, the timer is set to when it may.
-    pub fn ready(&mut self) -> bool {
-        let now = Instant::now();
-        if self.until.is_some_and(|until| now < until) {
-            return false;
-        }
-        self.until = None;
+    fn each(&mut self) -> impl Iterator<Item = &mut Bucket> {
+        [&mut self.bytes, &mut self.operations].into_iter().flatten()
+    }
+
+    /// How long who asks has to wait, from now on; zero: not at all. `None`: it
+    /// waits already.
+    fn pause(&mut self, now: Instant) -> Option<Duration> {
+        let awaited = match self.until.take() {
+            Some(until) if now < until => {
+                self.until = Some(until);
+                return None;
+            }
+            Some(until) => now - until,
+            None => Duration::ZERO,
+        };
         let mut pause = Duration::ZERO;
-        for bucket in [&mut self.bytes, &mut self.operations].into_iter().flatten() {
-            bucket.refill(now);
+        for bucket in self.each() {
+            bucket.refill(now, awaited);
             if !bucket.wait().is_zero() {
                 pause = pause.max(bucket.pause());
             }
         }
-        if pause.is_zero() {
-            return true;
-        }
-        if let Err(e) = self.timer.reset(pause, None) {
-            // Without a timer nothing would ever go on: better too fast.
-            log::error!("rate limit: timer: {e}");
-            return true;
-        }
-        self.until = Some(now + pause);
-        false
+        self.until = (!pause.is_zero()).then(|| now + pause);
+        Some(pause)
     }
 
-    /// One operation of so many bytes has happened.
-    pub fn take(&mut self, bytes: u64) {
+    fn take(&mut self, bytes: u64) {
         for (bucket, tokens) in [(&mut self.bytes, bytes), (&mut self.operations, 1)] {
             if let Some(bucket) = bucket {
                 bucket.level -= i128::from(tokens) * NANOS as i128;
             }
         }
+    }
+}
+
+/// A limit on bytes, on operations, or on both.
+#[derive(Debug)]
+pub struct Limiter {
+    buckets: Buckets,
+    timer: TimerFd,
+}
+
+impl Limiter {
+    /// A limiter whose buckets are full.
+    pub fn new(bytes: Option<Rate>, operations: Option<Rate>) -> io::Result<Self> {
+        // Never read: each time that it runs out is an edge of its own.
+        let timer = TimerFd::new()?;
+        Ok(Self { buckets: Buckets::new(bytes, operations, Instant::now()), timer })
+    }
+
+    /// Whether something may happen now. If not, the timer is set to when it may.
+    pub fn ready(&mut self) -> bool {
+        match self.buckets.pause(Instant::now()) {
+            None => false,
+            Some(Duration::ZERO) => true,
+            Some(pause) => match self.timer.reset(pause, None) {
+                Ok(()) => false,
+                Err(e) => {
+                    // Without a timer nothing would ever go on: better too fast.
+                    log::error!("rate limit: timer: {e}");
+                    self.buckets.until = None;
+                    true
+                }
+            },
+        }
+    }
+
+    /// One operation of so many bytes has happened.
+    pub fn take(&mut self, bytes: u64) {
+        self.buckets.take(bytes);
     }
 
     /// What becomes readable, and stays so, when [`Limiter::ready`] may say yes.
@@ -154,11 +199,11 @@ mod tests {
         let (mut now, mut taken) = (start, 0);
         for (size, pause) in sizes.iter().zip(pauses.iter().cycle()) {
             now += Duration::from_nanos(*pause);
-            bucket.refill(now);
+            bucket.refill(now, Duration::ZERO);
             if !bucket.wait().is_zero() {
                 now += bucket.pause();
             }
-            bucket.refill(now);
+            bucket.refill(now, Duration::ZERO);
             assert_eq!(bucket.wait(), Duration::ZERO, "{bucket:?}");
             bucket.level -= i128::from(*size) * NANOS as i128;
             taken += size;
@@ -193,6 +238,73 @@ mod tests {
             let least = per_second as f64 * time.as_secs_f64();
             prop_assert!(taken as f64 + 1.0 >= least * 0.999_999, "{taken} < {least}");
         }
+    }
+
+    /// Someone who always wants `size` bytes, for `time`, and is called `late`
+    /// by as much as its turn says: bytes and operations that got through, for
+    /// each that could have.
+    fn served(limits: [Option<Rate>; 2], size: u64, time: Duration, late: &[u64]) -> [f64; 2] {
+        let start = Instant::now();
+        let mut buckets = Buckets::new(limits[0], limits[1], start);
+        let (mut now, mut operations) = (start, 0);
+        let mut late = late.iter().cycle();
+        while now < start + time {
+            match buckets.pause(now) {
+                Some(Duration::ZERO) => {
+                    buckets.take(size);
+                    operations += 1;
+                }
+                Some(pause) => now += pause + Duration::from_millis(*late.next().unwrap()),
+                None => panic!("called too early"),
+            }
+        }
+        let could = |rate: Option<Rate>| {
+            rate.map_or(f64::NAN, |rate| rate.per_second as f64 * (now - start).as_secs_f64())
+        };
+        [(operations * size) as f64 / could(limits[0]), operations as f64 / could(limits[1])]
+    }
+
+    /// The default burst is a tenth of a second, and a busy host is later.
+    #[test]
+    fn who_waits_gets_the_rate_though_it_is_called_late() {
+        let on_time: &[u64] = &[0];
+        let busy = &[0, 3, 250, 40, 0, 990, 1, 130, 0, 0, 700];
+        for late in [on_time, busy] {
+            for (per_second, size) in [(64 << 10, 1000), (2 << 20, 16 << 10), (1 << 30, 1500)] {
+                let minute = Duration::from_secs(60);
+                let bytes = Rate::steady(per_second);
+                let [share, _] = served([Some(bytes), None], size, minute, late);
+                assert!((0.95..=1.05).contains(&share), "{bytes:?}, {size}: {share}");
+            }
+            for per_second in [10, 50, 200, 100_000] {
+                let operations = Rate::steady(per_second);
+                let [_, share] =
+                    served([None, Some(operations)], 64, Duration::from_secs(60), late);
+                assert!((0.95..=1.05).contains(&share), "{operations:?}: {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_does_not_wait_gets_a_burst_and_no_more() {
+        let start = Instant::now();
+        let rate = Rate { per_second: 1000, burst: 100 };
+        let mut buckets = Buckets::new(None, Some(rate), start);
+        let mut taken_at = |now: Instant| {
+            let mut taken = 0;
+            while buckets.pause(now) == Some(Duration::ZERO) {
+                buckets.take(1);
+                taken += 1;
+            }
+            taken
+        };
+        let rest = Duration::from_secs(3600);
+        assert_eq!(taken_at(start), 100);
+        // It waited then, and was called an hour late: that is a second's worth.
+        assert_eq!(taken_at(start + rest), 1100);
+        let mut idle = Buckets::new(None, Some(rate), start);
+        assert_eq!(idle.pause(start + rest), Some(Duration::ZERO));
+        assert_eq!(idle.operations.unwrap().level, 100 * NANOS as i128);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 /// The program, built and packed by `build.rs`.
 const PACKED: &[u8] = include_bytes!(env!("MICROVM_INIT"));
 
-fn program() -> io::Result<Vec<u8>> {
+/// The program, as a file's content; called `agent`, it is what `microvm compare`
+/// measures with.
+pub fn program() -> io::Result<Vec<u8>> {
     let mut program = Vec::with_capacity(PACKED.len() * 2);
     DeflateDecoder::new(PACKED).read_to_end(&mut program)?;
     Ok(program)
@@ -32,19 +34,20 @@ pub fn initramfs(modules: &[Module]) -> io::Result<(File, PathBuf)> {
             fd => File::from_raw_fd(fd),
         }
     };
-    file.write_all(&archive(&program()?, modules))?;
+    file.write_all(&archive("init", &program()?, modules))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok((file, path.into()))
 }
 
-fn archive(program: &[u8], modules: &[Module]) -> Vec<u8> {
+/// An initramfs with the program under this name, and modules for it to load.
+pub fn archive(name: &str, program: &[u8], modules: &[Module]) -> Vec<u8> {
     let size: usize = modules.iter().map(|module| module.content.len() + 256).sum();
     let mut archive = Vec::with_capacity(program.len() + size + 1024);
     entry(&mut archive, "dev", DIRECTORY | 0o755, (0, 0), &[]);
     // Opened for init before there is anything else.
     entry(&mut archive, "dev/console", DEVICE | 0o600, (5, 1), &[]);
     entry(&mut archive, "dev/null", DEVICE | 0o666, (1, 3), &[]);
-    entry(&mut archive, "init", FILE | 0o755, (0, 0), program);
+    entry(&mut archive, name, FILE | 0o755, (0, 0), program);
     if !modules.is_empty() {
         entry(&mut archive, "modules", DIRECTORY | 0o755, (0, 0), &[]);
         // In the order in which they are loaded.
@@ -52,8 +55,8 @@ fn archive(program: &[u8], modules: &[Module]) -> Vec<u8> {
         entry(&mut archive, "modules/order", FILE | 0o644, (0, 0), order.as_bytes());
     }
     for module in modules {
-        let name = format!("modules/{}", module.file);
-        entry(&mut archive, &name, FILE | 0o644, (0, 0), &module.content);
+        let file = format!("modules/{}", module.file);
+        entry(&mut archive, &file, FILE | 0o644, (0, 0), &module.content);
     }
     entry(&mut archive, "TRAILER!!!", 0, (0, 0), &[]);
     archive

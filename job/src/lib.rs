@@ -13,7 +13,7 @@ pub mod exec;
 pub mod image;
 pub mod init;
 mod isolation;
-mod kernel;
+pub mod kernel;
 pub mod modules;
 pub mod named;
 pub mod options;

@@ -17,8 +17,10 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <linux/vm_sockets.h>
 
 typedef unsigned char u8;
@@ -246,6 +248,20 @@ static void sockets(u32 count)
 	measure(VSOCK_IN, fd, count, count);
 }
 
+/* Has the host give us our memory now: a huge page that it clears in the middle
+ * of something costs as much as a MiB through TCP. */
+static void touch_memory(void)
+{
+	struct sysinfo info;
+	if (call(__NR_sysinfo, (long)&info, 0, 0, 0, 0, 0) < 0)
+		return;
+	u64 len = info.freeram / 4 * 3 & ~4095ul;
+	long at = call(__NR_mmap, 0, len, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (at > 0)
+		call(__NR_munmap, at, len, 0, 0, 0, 0);
+}
+
 /* What comes after `name` in the environment. */
 static const char *value(const char *const *environment, const char *name)
 {
@@ -273,6 +289,7 @@ __attribute__((used)) static void start(const long *stack)
 	if (call(__NR_getpid, 0, 0, 0, 0, 0, 0) != 1)
 		call(__NR_exit_group, 2, 0, 0, 0, 0, 0);
 	call(__NR_ioperm, 0x64, 0x80 - 0x64 + 1, 1, 0, 0, 0);
+	touch_memory();
 	disks(count);
 	network(count);
 	sockets(count);

@@ -95,8 +95,6 @@ fn what_is_no_image_is_refused_in_one_line() {
         (&["build", path(directory.path()), path(directory.path())], "is no file"),
         (&["inspect", path(&file)], "no image that we know"),
         (&["inspect", "/dev/null"], "a character device"),
-        (&["pull", "app"], "names no registry"),
-        (&["pull", "127.0.0.1:1/app"], "127.0.0.1:1/app:latest"),
     ] {
         let mut command = microvm();
         let output = command.args(words).env("XDG_CACHE_HOME", directory.path().join("cache"));
@@ -104,6 +102,27 @@ fn what_is_no_image_is_refused_in_one_line() {
         assert!(text.contains(part), "{words:?}: {text}");
     }
     assert!(!image.exists());
+}
+
+#[test]
+fn pull_becomes_the_program_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = directory.path().join("microvm");
+    fs::copy(env!("CARGO_BIN_EXE_microvm"), &own).unwrap();
+    let pull = |words: &[&str]| {
+        let mut command = std::process::Command::new(&own);
+        command.arg("pull").args(words).env("PATH", "/nonexistent");
+        command.output().unwrap()
+    };
+    let text = refused(&pull(&["localhost/app"]), 3);
+    assert!(text.contains("microvm-pull: is not installed"), "{text}");
+    let other = directory.path().join("microvm-pull");
+    fs::write(&other, "#!/bin/sh\necho \"$@\"; exit 4\n").unwrap();
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
+    let output = pull(&["localhost/app", "--plain-http", "app.img"]);
+    assert_eq!(stdout(&output), "http localhost/app app.img\n");
+    assert_eq!(output.status.code(), Some(4), "its status is ours");
+    assert_eq!(stdout(&pull(&["localhost/app"])), "https localhost/app\n");
 }
 
 #[test]

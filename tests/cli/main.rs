@@ -1,5 +1,6 @@
 //! The built binary, as a user calls it.
 
+mod compare;
 mod doctor;
 mod guest;
 mod images;

@@ -240,13 +240,13 @@ fn limits() -> Verdict {
     image(&b, 32 << 20)?;
     let outcome = guest
         .arg("--disk")
-        .arg(format!("path={},rate=2M", a.display()))
+        .arg(format!("path={},rate=1M", a.display()))
         .arg("--disk")
-        .arg(format!("path={},ops=200", b.display()))
+        .arg(format!("path={},ops=64", b.display()))
         .run()?
         .script_passed()?;
-    near(&outcome, "bytes", 2048)?;
-    near(&outcome, "ops", 200)?;
+    near(&outcome, "bytes", 1024)?;
+    near(&outcome, "ops", 64)?;
     Ok(Completion::Completed)
 }
 

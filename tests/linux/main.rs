@@ -6,6 +6,7 @@
 mod balloon;
 mod block;
 mod boot;
+mod compare;
 mod console;
 mod disk;
 mod firmware;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         input::tests(),
         firmware::tests(),
         spectrum::tests(),
+        compare::tests(),
         job::tests(),
         job_images::tests(),
         job_names::tests(),

@@ -233,10 +233,10 @@ impl State {
             (Kind::PortWrite, LINE_CONTROL) => {
                 self.divisor = data.first().is_some_and(|byte| byte & 0x80 != 0);
             }
-            (Kind::PortWrite, COM1) if !self.divisor => {
-                if self.record.console.len() + data.len() <= MAX_CONSOLE {
-                    self.record.console.extend_from_slice(data);
-                }
+            (Kind::PortWrite, COM1)
+                if !self.divisor && self.record.console.len() + data.len() <= MAX_CONSOLE =>
+            {
+                self.record.console.extend_from_slice(data);
             }
             _ => {}
         }

@@ -4,13 +4,13 @@ use crate::ending::Ending;
 use crate::exit::Exit;
 use crate::intr::Controllers;
 use crate::record::{Kind, Recorder};
-use devices::bus::Bus;
+use devices::bus::{Bus, lock};
 use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -52,9 +52,17 @@ pub struct Vcpu {
     pub counts: Arc<ExitCounts>,
     /// Interrupt controllers that are not KVM's.
     pub controllers: Option<Arc<Controllers>>,
+    /// Where registers are whose writes KVM takes for us.
+    pub late: Option<Late>,
     /// Who is told of every exit, if anybody is.
     pub recorder: Option<Arc<Recorder>>,
 }
+
+/// The right to look at the writes that KVM has taken for us
+/// ([`crate::vm::Vm::take_writes`]): they are in one ring for all vCPUs, and
+/// its reader is one at a time. They are carried out in the guest's order, and
+/// before any access of the same vCPU to a memory-mapped register.
+pub type Late = Arc<Mutex<()>>;
 
 /// A vCPU whose thread runs.
 pub struct Running {
@@ -152,6 +160,11 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 count(&counts.mmio_write);
+                let (at, len) = (data.as_ptr(), data.len());
+                self.late_writes();
+                // SAFETY: KVM's buffer inside the run page, as above; the ring
+                // of late writes is in another page.
+                let data = unsafe { std::slice::from_raw_parts(at, len) };
                 self.buses.memory.write(address, data);
                 if let Some(recorder) = &self.recorder {
                     recorder.access(Kind::MemoryWrite, address, data.len(), data);
@@ -159,6 +172,11 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 count(&counts.mmio_read);
+                let (at, len) = (data.as_mut_ptr(), data.len());
+                self.late_writes();
+                // SAFETY: as above; the guest can't see the page before the
+                // next KVM_RUN.
+                let data = unsafe { std::slice::from_raw_parts_mut(at, len) };
                 self.buses.memory.read(address, data);
                 if let Some(recorder) = &self.recorder {
                     recorder.access(Kind::MemoryRead, address, data.len(), data);
@@ -195,6 +213,18 @@ impl Vcpu {
         Ok(Step::Go)
     }
 
+    /// Carries out the writes that KVM has taken for us, if there are any.
+    fn late_writes(&mut self) {
+        let Some(late) = &self.late else { return };
+        let _reader = lock(late);
+        // As many as there can be now: other vCPUs may go on writing.
+        for _ in 0..LATE_WRITES {
+            let Ok(Some(write)) = self.fd.coalesced_mmio_read() else { return };
+            let data = write.data.get(..write.len as usize).unwrap_or_default();
+            self.buses.memory.write(write.phys_addr, data);
+        }
+    }
+
     fn note(&self, kind: Kind) {
         if let Some(recorder) = &self.recorder {
             recorder.other(kind);
@@ -229,6 +259,9 @@ enum Step {
 
 /// Exits are handled in a few frames and nothing recurses.
 const VCPU_STACK: usize = 128 << 10;
+
+/// More than the ring of late writes holds, which is one page.
+const LATE_WRITES: usize = 4096 / size_of::<kvm_bindings::kvm_coalesced_mmio>();
 
 /// The width of one access of a port exit: KVM hands over a whole `rep outs`
 /// at once, as `count` items of `size` bytes.

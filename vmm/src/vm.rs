@@ -65,6 +65,8 @@ pub struct Vm {
     supported: CpuId,
     tsc_deadline: bool,
     options: Options,
+    /// Whether KVM can take writes for us, to be carried out later.
+    pub takes_writes: bool,
     /// Interrupt controllers that are not KVM's.
     pub controllers: Option<Arc<Controllers>>,
 }
@@ -117,11 +119,12 @@ impl Vm {
         fd.set_identity_map_address(layout::IDENTITY_MAP).what("KVM_SET_IDENTITY_MAP_ADDR")?;
         fd.set_tss_address(layout::TSS as usize).what("KVM_SET_TSS_ADDR")?;
         let fd = Arc::new(fd);
+        let takes_writes = kvm.check_extension(Cap::CoalescedMmio);
         let failed = |e: io::Error| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EIO));
         if options.user_interrupts {
             let controllers = Controllers::new().map_err(failed).what("timerfd")?;
             let controllers = Some(controllers);
-            return Ok(Self { fd, supported, tsc_deadline, options, controllers });
+            return Ok(Self { fd, supported, tsc_deadline, options, takes_writes, controllers });
         }
         fd.create_irq_chip().what("KVM_CREATE_IRQCHIP")?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -131,7 +134,7 @@ impl Vm {
             let routes = routes.map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
             routes.and_then(|routes| fd.set_gsi_routing(&routes)).what("KVM_SET_GSI_ROUTING")?;
         }
-        Ok(Self { fd, supported, tsc_deadline, options, controllers: None })
+        Ok(Self { fd, supported, tsc_deadline, options, takes_writes, controllers: None })
     }
 
     /// How interrupts reach the IOAPIC.
@@ -214,6 +217,17 @@ impl Vm {
             }),
         }
         .what("KVM_IOEVENTFD")
+    }
+
+    /// Writes to a register of 32 bits wait in KVM until the next access to
+    /// memory-mapped registers that comes to us, and cost no exit of their own
+    /// ([`crate::vcpu::Late`]). Only for what nobody needs to know before.
+    pub fn take_writes(&self, register: u64) -> Result<(), VmError> {
+        if !self.takes_writes {
+            return Ok(());
+        }
+        let address = IoEventAddress::Mmio(register);
+        self.fd.register_coalesced_mmio(address, 4).what("KVM_REGISTER_COALESCED_MMIO")
     }
 
     /// Saves what KVM holds for the machine. No vCPU may run.

@@ -187,6 +187,7 @@ fn setup_code_gets_its_answers_from_the_bios() {
         ending: ending.clone(),
         counts: Default::default(),
         controllers: None,
+        late: None,
         recorder: None,
     };
     let running = vcpu.start(|| ()).unwrap();

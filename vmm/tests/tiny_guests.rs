@@ -136,6 +136,7 @@ impl Tiny {
             ending: self.ending.clone(),
             counts: Default::default(),
             controllers: None,
+            late: None,
             recorder: None,
         };
         vcpu.start(|| ()).unwrap()

@@ -3,6 +3,7 @@
 
 pub mod console;
 pub mod disk;
+mod link;
 pub mod passt;
 pub mod port;
 pub mod prepared;

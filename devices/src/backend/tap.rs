@@ -2,6 +2,7 @@
 //! and out with a virtio header in front, so that checksums and segmentation
 //! can be left to whoever does them best.
 
+use super::link::LinkWatch;
 use crate::virtio::net::{NetBackend, features};
 use crate::virtio::queue::IoVecs;
 use libc::{c_int, c_uint, c_ulong, iovec};
@@ -138,6 +139,9 @@ pub struct Tap {
     segments_udp: bool,
     /// Frames come to this queue.
     attached: bool,
+    /// Follows the interface; the first queue's, of one that we have opened
+    /// ourselves: another's may be in another network namespace.
+    link: Option<LinkWatch>,
     /// The interface's MTU, where it could be read.
     pub mtu: Option<u16>,
 }
@@ -159,15 +163,15 @@ impl Tap {
         }
         let taken = has_carrier(tap);
         let (Queues::Exactly(count) | Queues::UpTo(count)) = wanted;
-        let first = match (count, wanted) {
+        let mut first = match (count, wanted) {
             (0 | 1, _) => Self::attach(tap, false).or_else(|e| match e {
                 TapError::Kind { .. } => Self::attach(tap, true),
                 e => Err(e),
             })?,
             (_, Queues::UpTo(_)) => match Self::attach(tap, true) {
                 Err(TapError::Kind { .. }) => {
-                    let one = Self::attach(tap, false)?;
-                    warn_if_down(tap);
+                    let mut one = Self::attach(tap, false)?;
+                    one.follow();
                     return Ok(vec![one]);
                 }
                 other => other?,
@@ -184,6 +188,7 @@ impl Tap {
         if taken {
             return Err(TapError::Busy { tap: tap.to_owned() });
         }
+        first.follow();
         let mut queues = vec![first];
         for _ in 1..count {
             let mut more = Self::attach(tap, true)?;
@@ -191,8 +196,21 @@ impl Tap {
             more.enable(false).map_err(error)?;
             queues.push(more);
         }
-        warn_if_down(tap);
         Ok(queues)
+    }
+
+    /// The card's link will be as the interface is.
+    fn follow(&mut self) {
+        match LinkWatch::new(&self.name, || is_up(&self.name)) {
+            Ok(link) => {
+                if !link.up() {
+                    let tap = &self.name;
+                    log::warn!("net {tap}: the interface is down: ip link set {tap} up");
+                }
+                self.link = Some(link);
+            }
+            Err(e) => log::info!("net {}: not followed when it goes down: {e}", self.name),
+        }
     }
 
     /// Opens one queue of an interface that has one, or several.
@@ -236,7 +254,7 @@ impl Tap {
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &HEADER) })
             .map_err(io("TUNSETVNETHDRSZ"))?;
         let (name, segments_udp) = (tap.to_owned(), false);
-        let mut opened = Self { name, file, segments_udp, attached, mtu };
+        let mut opened = Self { name, file, segments_udp, attached, link: None, mtu };
         // USO came with Linux 6.2; asking is the only way to know.
         opened.segments_udp = opened.offload(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).is_ok();
         opened.offload(0).map_err(io("TUNSETOFFLOAD"))?;
@@ -358,12 +376,6 @@ fn mtu(name: &str) -> Option<u16> {
     u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).ok()
 }
 
-fn warn_if_down(tap: &str) {
-    if !is_up(tap).unwrap_or(true) {
-        log::warn!("net {tap}: the interface is down: ip link set {tap} up");
-    }
-}
-
 fn is_up(name: &str) -> io::Result<bool> {
     let request = query(name, SIOCGIFFLAGS)?;
     // SAFETY: SIOCGIFFLAGS has filled in the flags.
@@ -441,6 +453,20 @@ impl NetBackend for Tap {
 
     fn source(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
+    }
+
+    fn link(&self) -> bool {
+        self.link.as_ref().is_none_or(LinkWatch::up)
+    }
+
+    fn link_source(&self) -> Option<RawFd> {
+        self.link.as_ref().map(LinkWatch::source)
+    }
+
+    fn link_event(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.look();
+        }
     }
 
     fn enable(&mut self, on: bool) -> io::Result<()> {

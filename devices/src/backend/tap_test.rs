@@ -27,10 +27,16 @@ pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
 }
 
 pub(crate) fn bring_up(name: &str) {
+    set_up(name, true);
+}
+
+fn set_up(name: &str, up: bool) {
     let mut request = query(name, SIOCGIFFLAGS).unwrap();
+    let bit = libc::IFF_UP as libc::c_short;
     // SAFETY: SIOCGIFFLAGS has filled in the flags, SIOCSIFFLAGS reads them.
     unsafe {
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        let flags = request.ifr_ifru.ifru_flags;
+        request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
         let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
         check(libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, &request)).unwrap();
     }
@@ -109,6 +115,30 @@ fn frames_go_both_ways() {
         assert_eq!([&first[12..], &rest[..912]].concat(), sent);
         let mut buffer = IoVecs::from_slice(&mut store, &mut first);
         while tap.receive(&mut buffer, &mut rest).unwrap().is_some() {}
+    });
+}
+
+#[test]
+fn the_link_is_the_interfaces() {
+    in_own_network(|| {
+        let mut tap = Tap::open("mvtest0").unwrap();
+        assert!(!tap.link());
+        let source = tap.link_source().unwrap();
+        let other = Tap::open("mvtest1").unwrap();
+        let news = || {
+            let mut poll = libc::pollfd { fd: source, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid pollfd.
+            unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+        };
+        for up in [true, false, true] {
+            set_up("mvtest1", up);
+            assert!(!news(), "another interface wakes nobody");
+            set_up("mvtest0", up);
+            assert!(news());
+            tap.link_event();
+            assert_eq!((tap.link(), news()), (up, false));
+        }
+        assert!(!other.link());
     });
 }
 

@@ -15,6 +15,7 @@
 //! A program beside the job (`microvm exec`) has this program once more: the same
 //! conversation over connections of its own, in the root file system that is there.
 
+mod agent;
 mod image;
 mod measure;
 mod network;
@@ -43,6 +44,9 @@ struct Control {
 type Alive = Arc<Mutex<Option<libc::pid_t>>>;
 
 fn main() {
+    if let Some(words) = agent::words() {
+        std::process::exit(agent::run(&words));
+    }
     // SAFETY: both calls have no preconditions.
     let first = unsafe {
         libc::umask(0o022);

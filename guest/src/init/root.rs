@@ -122,7 +122,7 @@ fn switch(new: &Path) -> Result<(), Fault> {
     std::env::set_current_dir("/").about("/")
 }
 
-fn mount_kernel_files() -> Result<(), Fault> {
+pub fn mount_kernel_files() -> Result<(), Fault> {
     let safe = SAFE | libc::MS_NOEXEC;
     for (kind, path, flags, data) in [
         ("proc", "/proc", safe, ""),

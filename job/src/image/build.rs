@@ -20,6 +20,7 @@ use super::progress::Progress;
 use super::reference::Reference;
 use super::source::{Unpacked, unpack};
 use super::tree::NodeId;
+use indicatif::HumanBytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
@@ -37,6 +38,19 @@ pub struct Options {
     pub latest: Option<i64>,
 }
 
+impl Options {
+    /// With `SOURCE_DATE_EPOCH` as the caller has it:
+    /// <https://reproducible-builds.org/specs/source-date-epoch/>
+    pub fn of_environment(all_root: bool) -> Result<Self> {
+        const NAME: &str = "SOURCE_DATE_EPOCH";
+        let Some(text) = std::env::var_os(NAME) else { return Ok(Self { all_root, latest: None }) };
+        let seconds = text.to_str().and_then(|text| text.parse().ok());
+        let reason = "is no number of seconds since 1970";
+        let seconds = seconds.ok_or_else(|| Error::malformed(NAME, reason))?;
+        Ok(Self { all_root, latest: Some(seconds) })
+    }
+}
+
 /// What was built.
 #[derive(Debug)]
 pub struct Summary {
@@ -46,6 +60,13 @@ pub struct Summary {
     pub inodes: u64,
     /// What is known of it.
     pub description: Description,
+}
+
+impl Summary {
+    /// What was built, for who asked for it.
+    pub fn line(&self, path: &Path) -> String {
+        format!("{}: {}, {} files", path.display(), HumanBytes(self.size), self.inodes)
+    }
 }
 
 /// Builds an image.

@@ -9,6 +9,7 @@
 //! depths are capped, and nothing of an image is ever unpacked into the host's
 //! file system.
 
+pub mod bar;
 pub mod blobs;
 pub mod build;
 pub mod built;
@@ -32,7 +33,6 @@ pub mod open;
 pub mod probe;
 pub mod progress;
 pub mod reference;
-pub mod registry;
 pub mod sif;
 pub mod source;
 pub mod stream;

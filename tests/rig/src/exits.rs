@@ -31,6 +31,10 @@ pub struct Report {
     /// For each value written to [`MARKER_PORT`]: what happened until the next
     /// one, by event and then by cause, in words.
     pub phases: BTreeMap<u64, Counts>,
+    /// For each value written to [`MARKER_PORT`]: for how many nanoseconds until
+    /// the next one the host had nothing to do but wait for a timer. A counting
+    /// run's clock goes on then, with no instruction.
+    pub idle: BTreeMap<u64, u64>,
 }
 
 /// Counts by event and cause.
@@ -48,6 +52,9 @@ impl Report {
                 "clock" => report.clock = value,
                 "marker" => {
                     report.markers.push((hexadecimal(key)?, value));
+                }
+                "idle" => {
+                    report.idle.insert(hexadecimal(key)?, value);
                 }
                 "phase" => {
                     let mut parts = key.split('/');
@@ -80,6 +87,9 @@ impl fmt::Display for Report {
         writeln!(f, "clock {}", self.clock)?;
         for (value, at) in &self.markers {
             writeln!(f, "marker {value:#x} at {at}")?;
+        }
+        for (phase, time) in &self.idle {
+            writeln!(f, "after {phase:#x}: idle for {time}")?;
         }
         for (phase, events) in &self.phases {
             for (event, causes) in events {
@@ -163,6 +173,9 @@ mod tests {
         let report = Report::parse(text).expect("well-formed");
         assert_eq!(report.phases[&0x10]["kvm_exit"]["npf"], 7);
         assert_eq!(report.phases[&0x40]["kvm_exit"].len(), 1);
+        let report = Report::parse("idle 0x17 4000\n").expect("well-formed");
+        assert_eq!(report.idle[&0x17], 4000);
+        assert!(report.to_string().contains("after 0x17: idle for 4000"));
         assert_eq!(Report::parse("phase 0x10/kvm_exit 1"), None);
         assert_eq!(Report::parse("clock"), None);
         assert_eq!(Report::parse("kvm_exit x 1"), None);

@@ -36,7 +36,7 @@ use crate::metrics::{self, Metrics, Serve};
 use crate::msi::Wiring;
 use crate::record::Recorder;
 use crate::sandbox;
-use crate::vcpu::{self, Buses, Running, Vcpu};
+use crate::vcpu::{self, Buses, Late, Running, Vcpu};
 use crate::vm::{self, Vm};
 use arch::registers::Entry;
 use boot::{Firmware, Initrd, Kernel, Payload, Way, firmware};
@@ -357,8 +357,13 @@ fn start(
         statistics: shared.recorder.is_some(),
     };
     let filter = Arc::new(sandbox::vcpu(needs));
+    let late = vm.takes_writes.then(Late::default);
     let mut running = Vec::with_capacity(vcpus.len());
-    for (id, fd) in vcpus.into_iter().enumerate() {
+    for (id, mut fd) in vcpus.into_iter().enumerate() {
+        if late.is_some() {
+            let failed = |e: kvm_ioctls::Error| io::Error::from_raw_os_error(e.errno());
+            fd.map_coalesced_mmio_ring().map_err(failed).map_err(Error::host("KVM's ring"))?;
+        }
         let vcpu = Vcpu {
             id: id as u32,
             fd,
@@ -366,6 +371,7 @@ fn start(
             ending: shared.ending.clone(),
             counts: counters.exits(id),
             controllers: vm.controllers.clone(),
+            late: late.clone(),
             recorder: shared.recorder.clone(),
         };
         let (filter, failed) = (filter.clone(), shared.ending.clone());

@@ -22,7 +22,7 @@ use devices::rate::{Limiter, Rate};
 use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::block::{Block, Options};
 use devices::virtio::fs::Fs;
-use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use devices::virtio::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::net::{self, Net, derived_mac};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::{CIDS, Vsock};
@@ -297,6 +297,8 @@ fn connect_mmio(
         let transport = MmioTransport::new(ram.clone(), device, interrupt);
         let transport = transport.map_err(Error::host("eventfd"))?;
         vm.connect_doorbells(slot.base + QUEUE_NOTIFY, transport.doorbells())?;
+        // An acknowledgement counts when the causes are read again.
+        vm.take_writes(slot.base + INTERRUPT_ACK)?;
         connected.push(Connected { worker: transport.worker(), plugged: None });
         board.add_virtio(number, Arc::new(Mutex::new(transport)))?;
     }

@@ -253,6 +253,7 @@ const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 pub struct Filter {
     thread: &'static str,
     program: BpfProgram,
+    numbers: Vec<u32>,
 }
 
 /// What is done on vCPU threads beside what is always done there.
@@ -369,10 +370,16 @@ fn filter(thread: &'static str, lists: &[&[i64]], conditional: &[Call]) -> Filte
     let mut calls: Vec<Call> = free.chain(conditional.iter().copied()).collect();
     calls.sort_by_key(|call| call.number);
     calls.dedup_by_key(|call| call.number);
-    Filter { thread, program: bpf::program(&calls) }
+    let numbers = calls.iter().map(|call| call.number).collect();
+    Filter { thread, program: bpf::program(&calls), numbers }
 }
 
 impl Filter {
+    /// The system calls that it lets through, for some arguments at least.
+    pub fn numbers(&self) -> &[u32] {
+        &self.numbers
+    }
+
     /// Installs the filter on the calling thread, for good.
     pub fn install(&self) -> Result<(), SandboxError> {
         let reason = |e: seccompiler::Error| e.to_string();

@@ -13,7 +13,7 @@ use super::io_report::{self, Figures};
 use super::subject::{Guest, Invocation, Peers, Subject};
 use crate::kit::Kit;
 use crate::workspace::target_directory;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use rig::Options;
 use rig::exits::Report;
@@ -21,6 +21,7 @@ use rig::job::Trace;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 /// Arguments of the command.
@@ -39,6 +40,9 @@ pub struct IoArguments {
     /// Operations of each kind whose instructions are counted; exits are, of a quarter
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..=50_000))]
     count: u32,
+    /// Monitors at a time: each has a rig of its own, and counts the same beside others
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    jobs: u8,
     /// Where the figures go as JSON [default: bench/io.json in the target directory]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -67,14 +71,31 @@ impl IoArguments {
         let own = directory.join("io-host");
         fs::copy(std::env::current_exe().context("finding this program")?, &own)?;
         let bench = Bench { kit: &kit, scratch: &directory, disk: &disk, own: &own };
-        let all: Vec<Figures> =
-            subjects.iter().map(|subject| bench.measure(subject, self.count)).collect();
+        let all = self.measure(&bench, &subjects)?;
         print!("{}", io_report::table(&all));
         let path = self.json.unwrap_or_else(|| directory.join("io.json"));
         let text = serde_json::to_string_pretty(&io_report::json(&all))? + "\n";
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         println!("\nwritten to {}", path.display());
         Ok(0)
+    }
+}
+
+impl IoArguments {
+    /// Of each subject, some at a time.
+    fn measure(&self, bench: &Bench<'_>, subjects: &[Subject]) -> Result<Vec<Figures>> {
+        let mut all = Vec::new();
+        for some in subjects.chunks(self.jobs.into()) {
+            let figures = thread::scope(|scope| {
+                let threads: Vec<_> = some
+                    .iter()
+                    .map(|subject| scope.spawn(|| bench.measure(subject, self.count)))
+                    .collect();
+                threads.into_iter().map(|thread| thread.join()).collect::<Result<Vec<_>, _>>()
+            });
+            all.extend(figures.map_err(|_| anyhow!("a measurement panicked"))?);
+        }
+        Ok(all)
     }
 }
 

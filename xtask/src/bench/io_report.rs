@@ -82,10 +82,12 @@ impl Figures {
     }
 }
 
-/// Instructions for one of `operations` between the marks of a kind.
+/// Instructions for one of `operations` between the marks of a kind. The clock
+/// also ran while everybody waited for a timer: that is no instruction.
 fn instructions_of(report: &Report, number: usize, operations: f64) -> Result<f64, String> {
     let (from, to) = marks(report, number)?;
-    Ok(to.saturating_sub(from) as f64 / operations)
+    let waited = report.idle.get(&(BEFORE + number as u64)).copied().unwrap_or(0);
+    Ok(to.saturating_sub(from).saturating_sub(waited) as f64 / operations)
 }
 
 fn marks(report: &Report, number: usize) -> Result<(u64, u64), String> {
@@ -211,6 +213,8 @@ mod tests {
     fn a_cost_is_what_lies_between_two_marks() {
         let report = Report::parse(MARKS).unwrap();
         assert_eq!(instructions_of(&report, 0, 250.0), Ok(2000.0));
+        let waited = Report::parse(&format!("{MARKS}idle 0x10 250000\n")).unwrap();
+        assert_eq!(instructions_of(&waited, 0, 250.0), Ok(1000.0));
         assert!(instructions_of(&report, 1, 250.0).unwrap_err().contains("error"));
         assert!(instructions_of(&report, 2, 250.0).unwrap_err().contains("did not come"));
     }

@@ -204,7 +204,8 @@ impl Subject {
                 if self.pci {
                     add(&["--enable-pci"]);
                 }
-                let file = scratch.join("firecracker.json");
+                let name = if self.pci { "firecracker-pci.json" } else { "firecracker.json" };
+                let file = scratch.join(name);
                 fs::write(&file, configuration.to_string())?;
                 add(&["--no-api", "--level", "Error", "--config-file", utf8(&file)?]);
                 files.push(file);
@@ -212,7 +213,8 @@ impl Subject {
             Kind::CloudHypervisor => {
                 let line = format!("quiet console=ttyS0 root=/dev/vda ro init={}", guest.init);
                 add(&["--kernel", kernel, "--cmdline", &line, "--serial", "tty"]);
-                add(&["--console", "off", "--cpus", "boot=1"]);
+                // It has a word to say for each of the guest's marks.
+                add(&["--console", "off", "--cpus", "boot=1", "--log-file", "/dev/null"]);
                 add(&["--memory", &format!("size={memory}M"), "--disk"]);
                 add(&[&format!("path={root},readonly=on,image_type=raw")]);
                 if let Some(Peers { disk, tap, uds }) = &guest.peers {

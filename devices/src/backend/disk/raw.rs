@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use zerocopy::FromZeros;
 
 /// As many entries as one `preadv2` takes.
 const IOV_MAX: usize = libc::UIO_MAXIOV as usize;
@@ -147,8 +148,9 @@ impl RawDisk {
 
     /// Zeroes as data, where the host has nothing better.
     pub(super) fn write_zeroes_plainly(&self, offset: u64, len: u64) -> io::Result<()> {
-        static ZEROES: Page = Page([0; 64 << 10]);
-        let Page(zeroes) = &ZEROES;
+        // Not a constant: the program would be so much larger.
+        let page = Page::new_box_zeroed().map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let Page(zeroes) = &*page;
         let mut offset = offset.saturating_add(self.offset);
         let mut left = len;
         while left > 0 {
@@ -163,7 +165,8 @@ impl RawDisk {
 }
 
 /// Aligned for direct I/O.
-#[repr(align(4096))]
+#[derive(FromZeros)]
+#[repr(C, align(4096))]
 struct Page([u8; 64 << 10]);
 
 /// The file, for whoever hands it on to another process.

@@ -85,6 +85,8 @@ impl VirtioDevice for Net {
             return Err(DeviceError::MissingQueue(2 * choice.pairs - 1));
         }
         self.active = Some(active);
+        // A restored driver may have seen it otherwise.
+        (0..self.pairs.len()).for_each(|pair| self.follow_link(pair));
         if let Some(kernel) = &self.kernel {
             kernel.call_for_start();
         }
@@ -129,6 +131,10 @@ impl VirtioDevice for Net {
     fn source_event(&mut self, source: usize) -> Result<(), DeviceError> {
         match self.sources.get(source).map(|(_, source)| *source) {
             Some(Source::Pair(pair)) => self.receive(pair),
+            Some(Source::Link(pair)) => {
+                self.follow_link(pair);
+                Ok(())
+            }
             Some(Source::ReceiveLimit) => self.again(Self::receive),
             Some(Source::TransmitLimit) => self.again(Self::transmit),
             Some(Source::Kernel(event)) => self.kernel_event(event),

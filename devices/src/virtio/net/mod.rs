@@ -114,10 +114,16 @@ pub trait NetBackend: Send {
     fn receive(&mut self, frame: &mut IoVecs<'_>, rest: &mut [u8]) -> io::Result<Option<usize>>;
     /// A descriptor that becomes readable when there are frames.
     fn source(&self) -> Option<RawFd>;
-    /// Whether it is connected to anything still.
+    /// Whether it is connected to anything.
     fn link(&self) -> bool {
         true
     }
+    /// A descriptor that becomes readable when that may have changed.
+    fn link_source(&self) -> Option<RawFd> {
+        None
+    }
+    /// It has become readable.
+    fn link_event(&mut self) {}
     /// Begins or ends to take part, where a card has several backends: frames
     /// go only to those that do. At first all of them do.
     fn enable(&mut self, _on: bool) -> io::Result<()> {
@@ -170,6 +176,8 @@ pub struct Net {
 enum Source {
     /// Frames for a pair.
     Pair(usize),
+    /// What the pair's backend is connected to.
+    Link(usize),
     ReceiveLimit,
     TransmitLimit,
     Kernel(kernel::Event),
@@ -282,9 +290,12 @@ impl Net {
                 sources.extend(fds.filter_map(|(i, fd)| Some((fd?, Source::Pair(i)))));
             }
         }
+        let links = pairs.iter().map(|pair| pair.backend.link_source()).enumerate();
+        sources.extend(links.filter_map(|(i, fd)| Some((fd?, Source::Link(i)))));
         let limits =
             [(&options.receive, Source::ReceiveLimit), (&options.transmit, Source::TransmitLimit)];
         sources.extend(limits.into_iter().filter_map(|(l, s)| Some((l.as_ref()?.source(), s))));
+        let link_up = pairs.iter().all(|pair| pair.backend.link());
         Ok(Self {
             mac: options.mac,
             queue_sizes: vec![QUEUE_SIZE; 2 * pairs.len() + 1],
@@ -292,7 +303,7 @@ impl Net {
             pairs,
             kernel,
             sources,
-            link_up: true,
+            link_up,
             turn: 0,
             resume: None,
             active: None,
@@ -311,6 +322,16 @@ impl Net {
         let changed = std::mem::replace(&mut self.link_up, up) != up;
         if let (true, Some(active)) = (changed, &self.active) {
             active.interrupt.config();
+        }
+    }
+
+    /// The link is as the backend of a pair says, where it says anything.
+    fn follow_link(&mut self, pair: usize) {
+        let Some(pair) = self.pairs.get_mut(pair) else { return };
+        if pair.backend.link_source().is_some() {
+            pair.backend.link_event();
+            let up = pair.backend.link();
+            self.set_link(up);
         }
     }
 

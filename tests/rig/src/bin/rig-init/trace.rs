@@ -22,6 +22,10 @@ const PHASES_KIB: &str = "49152";
 /// What is counted by phase.
 const PHASE_EVENTS: [&str; 2] = ["kvm_exit", "kvm_userspace_exit"];
 
+/// The end of an idle time, as a state of [`IDLE`].
+const AWAKE: &str = "4294967295";
+const IDLE: &str = "power:cpu_idle";
+
 /// Tracing in progress.
 pub struct Tracing {
     what: Trace,
@@ -40,6 +44,11 @@ pub fn start(what: Trace) -> Result<Tracing> {
         put("trace_clock", "mono")?;
         put("events/kvm/kvm_pio/filter", &format!("port == {MARKER_PORT:#x}"))?;
         put("events/kvm/kvm_pio/enable", "1")?;
+    }
+    if what == Trace::Marker {
+        // As below: what comes before the first mark costs nothing.
+        let trigger = format!("enable_event:{IDLE}:1 if port == {MARKER_PORT:#x}");
+        put("events/kvm/kvm_pio/trigger", &trigger)?;
     }
     if what == Trace::Exits {
         for (event, key) in EVENTS {
@@ -69,16 +78,28 @@ impl Tracing {
             nothing_lost()?;
         }
         let mut phases: BTreeMap<String, u64> = BTreeMap::new();
-        let mut phase = None;
+        let (mut phase, mut asleep) = (None, None);
+        let mut idle: BTreeMap<u64, u128> = BTreeMap::new();
         for line in BufReader::new(File::open(format!("{TRACING}/trace"))?).lines() {
             let line = line?;
             if let Some((at, value)) = parse_marker(&line) {
                 let since = at.saturating_sub(self.started_mono);
                 writeln!(text, "marker {value:#x} {since}")?;
                 phase = Some(value);
+            } else if let Some((at, awake)) = parse_idle(&line) {
+                match (awake, asleep.take(), phase) {
+                    (true, Some(since), Some(phase)) => {
+                        *idle.entry(phase).or_default() += at.saturating_sub(since);
+                    }
+                    (true, ..) => {}
+                    (false, ..) => asleep = Some(at),
+                }
             } else if let (Some(phase), Some((event, cause))) = (phase, parse_exit(&line)) {
                 *phases.entry(format!("{phase:#x}/{event}/{cause}")).or_default() += 1;
             }
+        }
+        for (phase, time) in idle {
+            writeln!(text, "idle {phase:#x} {time}")?;
         }
         for (key, count) in phases {
             writeln!(text, "phase {key} {count}")?;
@@ -128,11 +149,21 @@ fn parse_bucket(line: &str) -> Option<(u64, u64)> {
 /// `microvm-120 [000] d..1. 1.234567: kvm_pio: pio_write at 0x80 size 1 count 1 val 0x7b`
 fn parse_marker(line: &str) -> Option<(u128, u64)> {
     let (before, after) = line.split_once(": kvm_pio: pio_write")?;
-    let (seconds, fraction) = before.split_whitespace().last()?.split_once('.')?;
     let value = after.split_once("val 0x")?.1.split_whitespace().next()?;
+    Some((parse_time(before)?, u64::from_str_radix(value, 16).ok()?))
+}
+
+/// The last word: seconds, in nanoseconds.
+fn parse_time(before: &str) -> Option<u128> {
+    let (seconds, fraction) = before.split_whitespace().last()?.split_once('.')?;
     let scale = 10u128.checked_pow(9u32.checked_sub(u32::try_from(fraction.len()).ok()?)?)?;
-    let at = seconds.parse::<u128>().ok()? * 1_000_000_000 + fraction.parse::<u128>().ok()? * scale;
-    Some((at, u64::from_str_radix(value, 16).ok()?))
+    Some(seconds.parse::<u128>().ok()? * 1_000_000_000 + fraction.parse::<u128>().ok()? * scale)
+}
+
+/// `<idle>-0 [000] d..1. 1.234567: cpu_idle: state=1 cpu_id=0`: when, and whether it ends.
+fn parse_idle(line: &str) -> Option<(u128, bool)> {
+    let (before, after) = line.split_once(": cpu_idle: state=")?;
+    Some((parse_time(before)?, after.split(' ').next()? == AWAKE))
 }
 
 /// `microvm-120 [000] d..1. 1.234567: kvm_exit: vcpu 0 reason npf rip 0xffff info1 0x0 …` and

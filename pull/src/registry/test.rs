@@ -1,12 +1,12 @@
 //! A registry on loopback, as unkind as they come, and what is fetched from it.
 
 use super::{RemoteName, pull};
-use crate::image::cache::Cache;
-use crate::image::digest::Digest;
-use crate::image::error::Result;
-use crate::image::oci::Image;
-use crate::image::progress::Unseen;
-use crate::image::testing::{Archive, Image as Layout, gzip};
+use job::image::cache::Cache;
+use job::image::digest::Digest;
+use job::image::error::Result;
+use job::image::oci::Image;
+use job::image::progress::Unseen;
+use job::image::testing::{Archive, Image as Layout, gzip};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

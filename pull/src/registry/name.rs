@@ -1,7 +1,7 @@
 //! What a user writes to name an image in a registry.
 
-use crate::image::digest::Digest;
-use crate::image::error::{Error, Result};
+use job::image::digest::Digest;
+use job::image::error::{Error, Result};
 use std::fmt;
 
 /// `HOST[:PORT]/NAME[:TAG][@DIGEST]`.

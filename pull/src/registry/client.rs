@@ -2,10 +2,10 @@
 
 use super::RemoteName;
 use super::auth::{Challenge, Token, credentials};
-use crate::image::digest::Digest;
-use crate::image::error::{Error, Result};
-use crate::image::limits;
-use crate::image::progress::Progress;
+use job::image::digest::Digest;
+use job::image::error::{Error, Result};
+use job::image::limits;
+use job::image::progress::Progress;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};

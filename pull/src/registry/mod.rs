@@ -21,13 +21,13 @@ mod test;
 
 pub use name::RemoteName;
 
-use super::blobs::Blobs;
-use super::cache::Cache;
-use super::digest::Digest;
-use super::error::{Error, Result};
-use super::limits;
-use super::oci::{Descriptor, Image, Manifest, choose, open_manifest};
-use super::progress::Progress;
+use job::image::blobs::Blobs;
+use job::image::cache::Cache;
+use job::image::digest::Digest;
+use job::image::error::{Error, Result};
+use job::image::limits;
+use job::image::oci::{Descriptor, Image, Manifest, choose, open_manifest};
+use job::image::progress::Progress;
 use client::Client;
 use std::fs;
 use std::path::PathBuf;

@@ -1,0 +1,114 @@
+//! Control groups with limits, where this user may make any: version 2 by
+//! `CLONE_INTO_CGROUP`, version 1 by `cgroup.procs` of each hierarchy.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Where hierarchies are mounted.
+const MOUNT: &str = "/sys/fs/cgroup";
+/// What an instance gets.
+const LIMITS: [(&str, &str, &str); 3] = [
+    ("memory", "memory.max", "268435456"),
+    ("memory", "memory.limit_in_bytes", "268435456"),
+    ("pids", "pids.max", "512"),
+];
+
+/// A group for one process and its children, which is gone with this.
+pub struct Group {
+    directories: Vec<PathBuf>,
+    unified: Option<File>,
+    /// `cgroup.procs` of version 1's.
+    files: Vec<File>,
+    limits: usize,
+}
+
+impl Group {
+    /// A group below this process's own ones.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let mut group =
+            Self { directories: Vec::new(), unified: None, files: Vec::new(), limits: 0 };
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for line in own.lines() {
+            let mut fields = line.splitn(3, ':');
+            let (Some(_), Some(controllers), Some(path)) =
+                (fields.next(), fields.next(), fields.next())
+            else {
+                continue;
+            };
+            if !(controllers.is_empty()
+                || controllers.split(',').any(|c| ["memory", "pids"].contains(&c)))
+            {
+                continue;
+            }
+            if let Err(error) = group.add(controllers, path, name) {
+                last = error;
+            }
+        }
+        if group.limits == 0 { Err(last) } else { Ok(group) }
+    }
+
+    fn add(&mut self, controllers: &str, path: &str, name: &str) -> io::Result<()> {
+        let unified = controllers.is_empty();
+        let mount = match unified {
+            true if Path::new(MOUNT).join("cgroup.controllers").exists() => PathBuf::from(MOUNT),
+            true => Path::new(MOUNT).join("unified"),
+            false => Path::new(MOUNT).join(controllers),
+        };
+        let directory = mount.join(path.trim_start_matches('/')).join(name);
+        fs::create_dir(&directory)?;
+        self.directories.push(directory.clone());
+        let mut limits = 0;
+        for (_, file, value) in LIMITS {
+            let path = directory.join(file);
+            if path.exists() {
+                fs::write(path, value)?;
+                limits += 1;
+            }
+        }
+        if limits == 0 {
+            return Err(io::Error::other("no controller is delegated"));
+        }
+        self.limits += limits;
+        match unified {
+            true => self.unified = Some(File::open(directory)?),
+            false => {
+                self.files.push(File::options().write(true).open(directory.join("cgroup.procs"))?)
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory to be made into.
+    pub fn unified(&self) -> Option<RawFd> {
+        self.unified.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Puts the calling process into version 1's. System calls only.
+    pub fn join(&self) -> bool {
+        // SAFETY: one byte that outlives the call.
+        self.files
+            .iter()
+            .all(|file| unsafe { libc::write(file.as_raw_fd(), c"0".as_ptr().cast(), 1) == 1 })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for directory in &self.directories {
+            let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else { continue };
+            // Whoever was in it has ended, and may take a moment to be gone.
+            for _ in 0..200 {
+                // SAFETY: the string ends with NUL.
+                if unsafe { libc::rmdir(path.as_ptr()) } == 0 || !directory.exists() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
+    }
+}

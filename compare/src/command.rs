@@ -1,0 +1,339 @@
+//! How each subject is started: one program, in the way that its users would.
+
+use crate::Error;
+use crate::cgroup::Group;
+use crate::namespaces::Setup;
+use crate::place::Place;
+use crate::spawn::{Order, job_plain, last_words};
+use crate::subject::{Subject, Tool};
+use serde_json::{Value, json};
+use std::cell::Cell;
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Of every virtual machine.
+const MEMORY: &str = "256M";
+/// Stands for the directory or disk where a subject's disk is measured.
+pub const DISK: &str = "DISK";
+
+/// What runs in a subject.
+#[derive(Debug, Clone, Copy)]
+pub enum Work<'a> {
+    /// The agent.
+    Agent(&'a [&'a str]),
+    /// A program of the host's.
+    Command(&'a [String]),
+}
+
+/// What all subjects are started with.
+pub struct Workshop {
+    /// Where.
+    pub place: Place,
+    /// This program, which is a subject as well.
+    pub microvm: PathBuf,
+    /// The kernel of guests, or why there is none.
+    pub kernel: Result<PathBuf, String>,
+    /// Whether control groups with limits can be had.
+    pub groups: Result<(), String>,
+    counter: Cell<u32>,
+}
+
+/// What can't be.
+fn cannot(reason: impl Into<String>) -> Error {
+    Error::Subject(reason.into())
+}
+
+impl Workshop {
+    /// Looks for what there is.
+    pub fn new(microvm: PathBuf, kernel: Option<PathBuf>) -> Result<Self, Error> {
+        let place = Place::new().map_err(Error::host("scratch directory"))?;
+        let kernel = job::kernel::find(kernel).map_err(|error| error.to_string());
+        let groups = Group::new(&format!("microvm-compare-{}", std::process::id()));
+        let groups = groups.map(drop).map_err(|error| job_plain(&error));
+        Ok(Self { place, microvm, kernel, groups, counter: Cell::new(0) })
+    }
+
+    fn next(&self) -> u32 {
+        self.counter.set(self.counter.get() + 1);
+        self.counter.get()
+    }
+
+    /// What starts a subject with this work.
+    pub fn order(&self, subject: Subject, work: Work) -> Result<Order, Error> {
+        match subject {
+            Subject::Native => self.native(work),
+            Subject::One(_) | Subject::All | Subject::Sandbox => self.namespaces(subject, work),
+            Subject::Tool(tool) => self.tool(tool, work),
+            Subject::Job => self.job(work),
+            Subject::Mode(mode) => self.machine(mode, work),
+        }
+    }
+
+    fn native(&self, work: Work) -> Result<Order, Error> {
+        let (program, words) = self.on_host(work)?;
+        Order::new(&program, words).map_err(Error::host("arguments"))
+    }
+
+    /// The program and its words where the host's files are seen.
+    fn on_host(&self, work: Work) -> Result<(PathBuf, Vec<String>), Error> {
+        match work {
+            Work::Agent(words) => {
+                Ok((self.place.agent(), placed(words, &self.place.scratch().to_string_lossy())))
+            }
+            Work::Command(words) => {
+                let (program, rest) = words.split_first().ok_or_else(|| cannot("no command"))?;
+                let found =
+                    find(program).ok_or_else(|| cannot(format!("{program}: no such program")))?;
+                Ok((found, rest.to_vec()))
+            }
+        }
+    }
+
+    fn namespaces(&self, subject: Subject, work: Work) -> Result<Order, Error> {
+        let own_root = subject.namespaces() & libc::CLONE_NEWNS as u64 != 0;
+        let (program, words) = match work {
+            Work::Agent(words) if own_root => (PathBuf::from("/agent"), placed(words, "/scratch")),
+            _ => self.on_host(work)?,
+        };
+        let mut order = Order::new(&program, words).map_err(Error::host("arguments"))?;
+        let rootfs = self.place.rootfs();
+        let setup = match work {
+            Work::Agent(_) => Setup::new(subject, &rootfs, &rootfs, Path::new("/")),
+            Work::Command(_) => {
+                let here = env::current_dir().unwrap_or_else(|_| "/".into());
+                Setup::new(subject, Path::new("/"), &self.place.mount(), &here)
+            }
+        };
+        order.setup = Some(setup.map_err(Error::host("namespaces"))?);
+        if subject == Subject::Sandbox && self.groups.is_ok() {
+            let name = format!("microvm-compare-{}-{}", std::process::id(), self.next());
+            order.group = Some(Group::new(&name).map_err(Error::host("control group"))?);
+        }
+        Ok(order)
+    }
+
+    fn job(&self, work: Work) -> Result<Order, Error> {
+        let kernel = self.kernel.clone().map_err(Error::Subject)?;
+        let mut words: Vec<String> = [
+            "run",
+            "--kernel",
+            &kernel.to_string_lossy(),
+            "--memory",
+            MEMORY,
+            "--cpus",
+            "1",
+            "--net",
+            "none",
+            "--exec",
+        ]
+        .map(str::to_owned)
+        .into();
+        match work {
+            Work::Agent(agent) => {
+                let bind = format!("{}:/scratch", self.place.scratch().display());
+                words.extend(["--contain".to_owned(), "--bind".to_owned(), bind]);
+                words.extend([
+                    self.place.rootfs().to_string_lossy().into_owned(),
+                    "/agent".to_owned(),
+                ]);
+                words.extend(placed(agent, "/scratch"));
+            }
+            Work::Command(command) => {
+                words.push("host".to_owned());
+                words.extend_from_slice(command);
+            }
+        }
+        Order::new(&self.microvm, words).map_err(Error::host("arguments"))
+    }
+
+    fn machine(&self, mode: &str, work: Work) -> Result<Order, Error> {
+        let kernel = self.kernel.clone().map_err(Error::Subject)?;
+        let Work::Agent(agent) = work else {
+            return Err(cannot("its guest has no programs of the host's: see vm:job"));
+        };
+        // What has no meaning to Linux behind `--` is init's.
+        let cmdline = format!("quiet loglevel=0 rdinit=/agent -- boot {}", agent.join(" "));
+        let (initrd, mut disk) = (self.place.initramfs(), self.place.disk().into_os_string());
+        if !agent.contains(&DISK) {
+            // Many machines at once have it.
+            disk.push(",readonly=on");
+        }
+        let words: [&OsStr; 14] = [
+            "--mode".as_ref(),
+            mode.as_ref(),
+            "--kernel".as_ref(),
+            kernel.as_os_str(),
+            "--initrd".as_ref(),
+            initrd.as_os_str(),
+            "--disk".as_ref(),
+            &disk,
+            "--memory".as_ref(),
+            MEMORY.as_ref(),
+            "--cmdline".as_ref(),
+            cmdline.as_ref(),
+            "--log".as_ref(),
+            "error".as_ref(),
+        ];
+        Order::new(&self.microvm, words).map_err(Error::host("arguments"))
+    }
+
+    fn tool(&self, tool: Tool, work: Work) -> Result<Order, Error> {
+        let program = find(tool.program()).ok_or_else(|| cannot("not installed"))?;
+        let place = &self.place;
+        let rootfs = place.rootfs().to_string_lossy().into_owned();
+        let mut words: Vec<String> = Vec::new();
+        let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
+        let Work::Agent(agent) = work else {
+            let Work::Command(command) = work else { return Err(cannot("nothing to do")) };
+            if tool != Tool::Bwrap {
+                return Err(cannot("it needs an image: bwrap and ns:all run the host's programs"));
+            }
+            add(&[
+                "--unshare-all",
+                "--die-with-parent",
+                "--dev-bind",
+                "/",
+                "/",
+                "--proc",
+                "/proc",
+                "--",
+            ]);
+            words.extend_from_slice(command);
+            return Order::new(&program, words).map_err(Error::host("arguments"));
+        };
+        let mut inside = vec!["/agent".to_owned()];
+        inside.extend(placed(agent, "/scratch"));
+        match tool {
+            Tool::Bwrap => add(&[
+                "--unshare-all",
+                "--die-with-parent",
+                "--bind",
+                &rootfs,
+                "/",
+                "--proc",
+                "/proc",
+                "--dev",
+                "/dev",
+                "--tmpfs",
+                "/tmp",
+                "--",
+            ]),
+            Tool::Crun | Tool::Runc => {
+                let bundle = self.bundle(&program, &inside)?;
+                let state = self.state(tool).to_string_lossy().into_owned();
+                let id = format!("microvm-compare-{}-{}", std::process::id(), self.next());
+                add(&["--root", &state]);
+                if tool == Tool::Crun && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+                    add(&["--cgroup-manager", "disabled"]);
+                }
+                add(&["run", "--bundle", &bundle.to_string_lossy(), &id]);
+                inside.clear();
+            }
+            Tool::Podman => {
+                let of = |name: &str| place.path().join(name).to_string_lossy().into_owned();
+                add(&[
+                    "--root",
+                    &of("podman"),
+                    "--runroot",
+                    &of("podman-run"),
+                    "--log-level",
+                    "error",
+                ]);
+                add(&["run", "--rm", "--interactive", "--network", "none", "--log-driver", "none"]);
+                add(&["--rootfs", &rootfs]);
+            }
+            Tool::Nspawn => add(&[
+                "--quiet",
+                "--register=no",
+                "--private-network",
+                "--pipe",
+                "--directory",
+                &rootfs,
+            ]),
+            Tool::Apptainer => add(&["--silent", "exec", "--containall", "--writable", &rootfs]),
+        }
+        words.extend(inside);
+        Order::new(&program, words).map_err(Error::host("arguments"))
+    }
+
+    /// Where an OCI runtime keeps what it knows of its containers.
+    fn state(&self, tool: Tool) -> PathBuf {
+        self.place.path().join(format!("state-{}", tool.program()))
+    }
+
+    /// Takes away what runtimes have left of containers that were killed.
+    pub fn tidy(&self) {
+        for tool in [Tool::Crun, Tool::Runc] {
+            let state = self.state(tool);
+            let Ok(left) = fs::read_dir(&state) else { continue };
+            for container in left.flatten() {
+                let Some(program) = find(tool.program()) else { continue };
+                let mut delete = Command::new(program);
+                delete
+                    .arg("--root")
+                    .arg(&state)
+                    .args(["delete", "--force"])
+                    .arg(container.file_name());
+                let _ = delete
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status();
+            }
+        }
+    }
+
+    /// A bundle as the runtime itself would describe it, but for its program.
+    fn bundle(&self, runtime: &Path, arguments: &[String]) -> Result<PathBuf, Error> {
+        let bundle = self.place.path().join(format!("bundle{}", self.next()));
+        fs::create_dir(&bundle).map_err(Error::host("bundle"))?;
+        let mut spec = Command::new(runtime);
+        spec.arg("spec").current_dir(&bundle).stdin(Stdio::null());
+        // SAFETY: geteuid has no preconditions.
+        if unsafe { libc::geteuid() } != 0 {
+            spec.arg("--rootless");
+        }
+        let made = spec.output().map_err(Error::host("OCI runtime"))?;
+        if !made.status.success() {
+            let text = String::from_utf8_lossy(&made.stderr).into_owned();
+            return Err(cannot(
+                last_words(&text).unwrap_or_else(|| "it makes no configuration".into()),
+            ));
+        }
+        let path = bundle.join("config.json");
+        let text = fs::read(&path).map_err(Error::host("bundle"))?;
+        let mut config: Value = serde_json::from_slice(&text).map_err(|e| cannot(e.to_string()))?;
+        config["process"]["args"] = json!(arguments);
+        config["process"]["terminal"] = json!(false);
+        config["root"] = json!({ "path": self.place.rootfs(), "readonly": false });
+        fs::write(&path, config.to_string()).map_err(Error::host("bundle"))?;
+        Ok(bundle)
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        self.tidy();
+    }
+}
+
+fn placed(words: &[&str], disk: &str) -> Vec<String> {
+    words
+        .iter()
+        .map(|word| if *word == DISK { disk.to_owned() } else { (*word).to_owned() })
+        .collect()
+}
+
+/// A program as a shell looks for it.
+fn find(name: &str) -> Option<PathBuf> {
+    if name.contains('/') {
+        return Some(name.into()).filter(|path: &PathBuf| path.exists());
+    }
+    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    // Where tools of administrators are.
+    let places = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    places.map(|place| place.join(name)).find(|path| path.is_file())
+}

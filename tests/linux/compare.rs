@@ -1,0 +1,106 @@
+//! `microvm compare` where virtual machines run: one of each kind of subject, every
+//! measurement, and what each can see of the host.
+
+use crate::{Verdict, kit, trial};
+use libtest_mimic::{Completion, Trial};
+use serde_json::Value;
+use std::fs;
+use std::process::Command;
+
+pub fn tests() -> Vec<Trial> {
+    vec![trial("compare::a_process_a_container_and_a_machine_side_by_side", side_by_side)]
+}
+
+/// All measurements but the command's.
+const MEASUREMENTS: usize = 39;
+
+fn side_by_side() -> Verdict {
+    let scratch = tempfile::tempdir()?;
+    let page = scratch.path().join("page.html");
+    let work = scratch.path().join("work");
+    fs::create_dir(&work)?;
+    let output = Command::new(env!("CARGO_BIN_EXE_microvm"))
+        .args(["compare", "--quick", "--subjects", "ns:sandbox,vm:job", "--json"])
+        .arg("--kernel")
+        .arg(kit::vmlinux())
+        .arg("--html")
+        .arg(&page)
+        .env("TMPDIR", &work)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("{}: {said}", output.status).into());
+    }
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let columns = report["subjects"].as_array().ok_or("no subjects")?;
+    let mut wrong = Vec::new();
+    for column in columns {
+        check(column, &report, &mut wrong);
+    }
+    let names: Vec<_> = columns.iter().filter_map(|column| column["subject"].as_str()).collect();
+    if names != ["native", "ns:sandbox", "vm:job"] {
+        wrong.push(format!("subjects {names:?}"));
+    }
+    let left: Vec<_> = fs::read_dir(&work)?.flatten().map(|entry| entry.path()).collect();
+    if !left.is_empty() {
+        wrong.push(format!("left behind: {left:?}"));
+    }
+    let page = fs::read_to_string(page)?;
+    let marked = page.contains("emulated in software");
+    if marked != (report["host"]["emulated"] == true) || !page.contains("vm:job") {
+        wrong.push("the page does not say what was measured".to_owned());
+    }
+    match wrong.is_empty() {
+        true => Ok(Completion::Completed),
+        false => Err(format!("{}\n{report:#}", wrong.join("\n")).into()),
+    }
+}
+
+/// One subject: everything is there, and it sees what it should.
+fn check(column: &Value, report: &Value, wrong: &mut Vec<String>) {
+    let name = column["subject"].as_str().unwrap_or_default();
+    let machine = name == "vm:job";
+    let mut expect = |holds: bool, what: &str| {
+        if !holds {
+            wrong.push(format!("{name}: {what}"));
+        }
+    };
+    expect(column["skipped"].is_null(), "skipped");
+    expect(column["notes"].is_null() || name == "ns:sandbox", "notes");
+    expect(column["emulated"] == (machine && report["host"]["emulated"] == true), "mark");
+    let values = column["values"].as_object().cloned().unwrap_or_default();
+    expect(values.len() == MEASUREMENTS, "measurements");
+    let least = |name: &str| {
+        let samples = values.get(name).and_then(|value| value["samples"].as_array());
+        samples.and_then(|all| all.iter().filter_map(Value::as_f64).min_by(f64::total_cmp))
+    };
+    for (measurement, value) in &values {
+        let reason = value["missing"].as_str();
+        let expected = match measurement.as_str() {
+            "guest_kernel" | "kvm_ioctls" => !machine,
+            "kinds_allowed" => name == "native",
+            _ => false,
+        };
+        let samples = value["samples"].as_array().map_or(0, Vec::len);
+        let complete = if expected { samples == 0 && reason.is_some() } else { samples > 0 };
+        expect(complete, measurement);
+    }
+    // What the kernel underneath cannot do faster than a few instructions.
+    for timed in ["getpid", "fork", "page_fault", "context_switch", "net_round_trip", "start_exec"]
+    {
+        expect(least(timed).is_some_and(|value| value > 1.0), timed);
+    }
+    let kinds = least("kinds_work").unwrap_or_default();
+    expect(if machine { kinds < 100.0 } else { kinds >= 154.0 }, "host system calls");
+    let probes = column["probes"].as_object().cloned().unwrap_or_default();
+    for (probe, outcome) in &probes {
+        expect(outcome.get("unknown").is_none(), probe);
+        // A job has its host's name; nothing else of it.
+        let reached = outcome == "host" && probe != "hostname";
+        expect(!(machine && reached), probe);
+        let witness = probe.starts_with("host_");
+        expect(!(name == "native" && witness) || reached, probe);
+        expect(!(name == "ns:sandbox" && witness && probe != "host_key") || !reached, probe);
+    }
+    expect(probes.len() == 30, "probes");
+}
