@@ -241,9 +241,9 @@ fn one_of_many(named: &Named, number: usize) -> Result<bool, String> {
         std::io::Read::read_to_string(&mut output, &mut text).map(|_| text)
     });
     // Anywhere from before there is a guest to after its end.
-    let signal = (number % 3 == 0).then(|| {
+    let signal = number.is_multiple_of(3).then(|| {
         thread::sleep(Duration::from_millis(number as u64 * 7919 % 9000));
-        let signal = if number % 2 == 0 { libc::SIGKILL } else { libc::SIGTERM };
+        let signal = if number.is_multiple_of(2) { libc::SIGKILL } else { libc::SIGTERM };
         // SAFETY: the child has not been waited for, so its pid is its own.
         unsafe { libc::kill(child.id() as i32, signal) };
         signal

@@ -434,7 +434,7 @@ impl Table<'_> {
             let text = fs::read_to_string(&path).unwrap_or_default();
             format!(
                 "{runner:?}: {why}; the last case: {:?}",
-                text.lines().filter(|l| l.starts_with("==")).last()
+                text.lines().rfind(|l| l.starts_with("=="))
             )
         })?;
         let text = fs::read(&path).map_err(|e| format!("{runner:?}: {e}: {}", told.stderr))?;

@@ -21,6 +21,7 @@ mod test;
 
 pub use name::RemoteName;
 
+use client::Client;
 use job::image::blobs::Blobs;
 use job::image::cache::Cache;
 use job::image::digest::Digest;
@@ -28,7 +29,6 @@ use job::image::error::{Error, Result};
 use job::image::limits;
 use job::image::oci::{Descriptor, Image, Manifest, choose, open_manifest};
 use job::image::progress::Progress;
-use client::Client;
 use std::fs;
 use std::path::PathBuf;
 
