@@ -3,6 +3,7 @@
 use crate::compare::CompareArgs;
 use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
+use crate::jobs::{ExecArgs, PsArgs, StopArgs};
 use crate::measure_command::SpectrumArgs;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -410,6 +411,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "LEVEL",
+        global = true,
         default_value = "warn",
         hide_default_value = true,
         hide_possible_values = true,
@@ -433,6 +435,9 @@ pub enum Command {
     Ctl(CtlArgs),
     Compare(Box<CompareArgs>),
     Run(Box<RunArgs>),
+    Exec(ExecArgs),
+    Ps(PsArgs),
+    Stop(StopArgs),
     #[command(flatten)]
     Image(ImageCommand),
 }
@@ -657,6 +662,17 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_an_image_is_the_programs() {
+        let words = ["microvm", "run", "--contain", "a.img", "-c", "--cpus", "--", "-x"];
+        let Some(Command::Run(run)) = Args::try_parse_from(words).unwrap().command else {
+            panic!()
+        };
+        let options = run.into_options();
+        assert!(options.contain && options.cpus.is_none() && options.image == "a.img");
+        assert_eq!(options.arguments, ["-c", "--cpus", "--", "-x"]);
+    }
+
+    #[test]
     fn options_override_and_extend_the_file() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(
@@ -688,6 +704,10 @@ mod tests {
             (&["ctl", "s"], "add-disk"),
             (&["ctl", "s", "add-disk", "a,colour=red"], "colour"),
             (&["ctl", "s", "resize-disk", "block1", "much"], "much"),
+            (&["run", "--colour", "image"], "--colour"),
+            (&["run", "--cpus", "x", "image"], "--cpus"),
+            (&["run"], "IMAGE"),
+            (&["exec", "-a"], "exec"),
             (&["stray"], "stray"),
             (&["--kernel"], "--kernel"),
         ] {

@@ -6,6 +6,7 @@ mod compare;
 mod ctl;
 mod doctor;
 mod image_commands;
+mod jobs;
 mod logger;
 mod measure_command;
 mod run;
@@ -17,6 +18,7 @@ use compare::{CompareArgs, Told};
 use ctl::CtlArgs;
 use job::image::bar::Bar;
 use job::{Job, Outcome};
+use jobs::{ExecArgs, PsArgs, StopArgs};
 use run::RunArgs;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -41,6 +43,9 @@ enum Error {
     Control(#[from] ClientError),
     #[error(transparent)]
     Job(#[from] job::Error),
+    /// About a job that is somebody else's to end.
+    #[error(transparent)]
+    Named(job::Error),
     #[error("signals: {}", args::plain(.0))]
     Signals(io::Error),
     #[error("standard output: {}", args::plain(.0))]
@@ -61,7 +66,9 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Args(ArgsError::NoKernel) => status::USAGE,
-            Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) => status::INPUT,
+            Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) | Self::Named(_) => {
+                status::INPUT
+            }
             Self::Report(..) => status::INPUT,
             Self::Measure(error) => error.status(),
             Self::Machine(error) => error.status(),
@@ -84,7 +91,8 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             logger::say(&args::one_line(&error));
-            let of_job = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            let of_job = |word| word == "run" || word == "exec";
+            let of_job = std::env::args_os().nth(1).is_some_and(of_job);
             // What a job itself may say is no status of ours.
             let status = if of_job { job::status::FAILED } else { status::USAGE };
             return ExitCode::from(status);
@@ -96,6 +104,9 @@ fn main() -> ExitCode {
         Some(Command::Compare(wanted)) => run_compare(*wanted),
         Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted, args.log),
+        Some(Command::Exec(wanted)) => exec(wanted, args.log),
+        Some(Command::Ps(wanted)) => list_jobs(&wanted),
+        Some(Command::Stop(wanted)) => stop_job(&wanted),
         Some(Command::Image(command)) => image_commands::run(command),
         None => run(args),
     })
@@ -138,14 +149,41 @@ fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
     let mut bar = Bar::default();
     let job = Job::prepare(wanted.into_options(), &mut bar)?;
     drop(bar);
-    match job.run()? {
-        Outcome::Exited(status) => Ok(status),
+    Ok(end_as(job.run()?))
+}
+
+/// The exit status; or the signal, which returns only if it ends nobody.
+fn end_as(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Exited(status) => status,
         Outcome::Signalled(signal) => {
             job::die_by(signal);
-            // A signal that ends nobody.
-            Ok(status::SIGNAL_BASE.wrapping_add(signal))
+            status::SIGNAL_BASE.wrapping_add(signal)
         }
     }
+}
+
+/// Runs a program beside a job.
+fn exec(wanted: ExecArgs, level: Level) -> Result<u8, Error> {
+    logger::install(level.into());
+    BROKEN.store(job::status::FAILED, Ordering::Relaxed);
+    Ok(end_as(job::exec::run(wanted.into_options())?))
+}
+
+fn list_jobs(wanted: &PsArgs) -> Result<u8, Error> {
+    let all = job::named::ask::list().map_err(Error::Named)?;
+    match wanted.json {
+        true => print_json(&jobs::as_json(&all))?,
+        false => print(&jobs::table(&all))?,
+    }
+    Ok(status::OK)
+}
+
+fn stop_job(wanted: &StopArgs) -> Result<u8, Error> {
+    if !wanted.stop().map_err(Error::Named)? {
+        logger::say(&format!("{}: did not end by itself: killed", wanted.name));
+    }
+    Ok(status::OK)
 }
 
 fn run_compare(wanted: CompareArgs) -> Result<u8, Error> {

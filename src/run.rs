@@ -40,15 +40,21 @@ Exit status:
     verbatim_doc_comment,
     next_line_help = true,
     after_long_help = EXAMPLES,
-    after_help = "microvm run --help tells more: examples, images and exit statuses."
+    after_help = "microvm run --help tells more: examples, images and exit statuses.",
+    override_usage = "microvm run [OPTIONS] IMAGE [PROGRAM [ARGUMENT]...]"
 )]
 pub struct RunArgs {
-    /// Where the job's root file system comes from
-    pub image: OsString,
-
-    /// The program and its arguments, or those of the image's own
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<OsString>,
+    /// Where the job's root file system comes from; the program and its
+    /// arguments, or those of the image's own
+    ///
+    /// What follows the image is the program's, options as well.
+    #[arg(
+        verbatim_doc_comment,
+        trailing_var_arg = true,
+        required = true,
+        value_name = "IMAGE [PROGRAM [ARGUMENT]...]"
+    )]
+    pub words: Vec<OsString>,
 
     /// Guest kernel
     ///
@@ -56,6 +62,9 @@ pub struct RunArgs {
     ///   ~/.local/share/microvm/vmlinux
     ///   /usr/local/lib/microvm/vmlinux
     ///   /usr/lib/microvm/vmlinux
+    ///   this host's own, in /usr/lib/modules or /boot
+    /// Modules that a job needs are taken from /usr/lib/modules for a
+    /// vmlinuz-RELEASE, or from the directory modules beside the kernel.
     #[arg(verbatim_doc_comment, long, value_name = "PATH", help_heading = "The machine")]
     pub kernel: Option<PathBuf>,
 
@@ -71,6 +80,14 @@ pub struct RunArgs {
     /// memory, at most 4G. The host gives it as the guest touches it.
     #[arg(verbatim_doc_comment, long, value_name = "SIZE", help_heading = "The machine")]
     pub memory: Option<Size>,
+
+    /// Name the job, for microvm exec, ps and stop
+    ///
+    /// A socket of this name is in $XDG_RUNTIME_DIR/microvm, or else in
+    /// /tmp/microvm-UID, as long as the job runs. Without a name a job makes
+    /// no file on the host.
+    #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "The job")]
+    pub name: Option<job::named::Name>,
 
     /// Append what the guest's kernel says to a file
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
@@ -94,9 +111,10 @@ pub struct RunArgs {
 
     /// If this host lacks something that isolates: best, report or strict
     ///
-    /// The monitor gives up system calls, files, connections, privileges and
-    /// capabilities that it does not need. best takes what there is, report
-    /// tells it on standard error, and strict runs nothing without all.
+    /// The monitor gives up system calls, files, connections, privileges,
+    /// capabilities, limits and, where it can do without the host's,
+    /// namespaces. best takes what there is, report tells it on standard
+    /// error, and strict runs nothing without all.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -185,9 +203,11 @@ impl FromStr for Network {
 impl RunArgs {
     /// The job that these options ask for.
     pub fn into_options(self) -> job::Options {
+        let mut words = self.words.into_iter();
         job::Options {
-            image: self.image,
-            arguments: self.arguments,
+            // clap has seen to it that there is one.
+            image: words.next().unwrap_or_default(),
+            arguments: words.collect(),
             exec: self.exec,
             kernel: self.kernel,
             cpus: self.cpus,
@@ -207,6 +227,7 @@ impl RunArgs {
             },
             network: self.net.0,
             isolation: self.isolation,
+            name: self.name,
             kernel_log: self.kernel_log,
         }
     }

@@ -47,7 +47,7 @@ impl Place {
         let program = init::program()?;
         fs::write(place.agent(), &program)?;
         mode(&place.agent(), 0o755)?;
-        fs::write(place.initramfs(), init::archive("agent", &program))?;
+        fs::write(place.initramfs(), init::archive("agent", &program, &[]))?;
         // All of it on the host's disk already: what is measured is not its growth.
         fs::write(place.disk(), vec![0; DISK as usize])?;
         Ok(place)

@@ -29,6 +29,14 @@ pub enum Error {
         /// Where it was looked for.
         places: Vec<PathBuf>,
     },
+    /// What the kernel's modules are.
+    #[error("kernel {kernel}: {reason}", kernel = kernel.display())]
+    Modules {
+        /// The kernel.
+        kernel: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A directory that can't be shared.
     #[error("bind {path}: {reason}", path = path.display())]
     Bind {
@@ -53,6 +61,22 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         reason: &'static str,
+    },
+    /// Something about a job's name.
+    #[error("{name}: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Where names are kept.
+    #[error("{path}, where names of jobs are kept: {reason}", path = path.display())]
+    Names {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// No program is named, by the user or the image.
     #[error("no program: name one behind the image")]

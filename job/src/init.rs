@@ -1,6 +1,7 @@
 //! The init of a job's guest, and the initramfs that it comes in
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
+use crate::modules::Module;
 use flate2::read::DeflateDecoder;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,7 +26,7 @@ const DEVICE: u32 = 0o020_000;
 
 /// The initramfs as a file that has no name, and the path by which this process
 /// reaches it.
-pub fn initramfs() -> io::Result<(File, PathBuf)> {
+pub fn initramfs(modules: &[Module]) -> io::Result<(File, PathBuf)> {
     // SAFETY: the name ends with NUL; the descriptor is nobody else's.
     let mut file = unsafe {
         match libc::memfd_create(c"initramfs".as_ptr(), libc::MFD_CLOEXEC) {
@@ -33,19 +34,30 @@ pub fn initramfs() -> io::Result<(File, PathBuf)> {
             fd => File::from_raw_fd(fd),
         }
     };
-    file.write_all(&archive("init", &program()?))?;
+    file.write_all(&archive("init", &program()?, modules))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok((file, path.into()))
 }
 
-/// An initramfs with the program under this name.
-pub fn archive(name: &str, program: &[u8]) -> Vec<u8> {
-    let mut archive = Vec::with_capacity(program.len() + 1024);
+/// An initramfs with the program under this name, and modules for it to load.
+pub fn archive(name: &str, program: &[u8], modules: &[Module]) -> Vec<u8> {
+    let size: usize = modules.iter().map(|module| module.content.len() + 256).sum();
+    let mut archive = Vec::with_capacity(program.len() + size + 1024);
     entry(&mut archive, "dev", DIRECTORY | 0o755, (0, 0), &[]);
     // Opened for init before there is anything else.
     entry(&mut archive, "dev/console", DEVICE | 0o600, (5, 1), &[]);
     entry(&mut archive, "dev/null", DEVICE | 0o666, (1, 3), &[]);
     entry(&mut archive, name, FILE | 0o755, (0, 0), program);
+    if !modules.is_empty() {
+        entry(&mut archive, "modules", DIRECTORY | 0o755, (0, 0), &[]);
+        // In the order in which they are loaded.
+        let order: String = modules.iter().map(|module| format!("{}\n", module.file)).collect();
+        entry(&mut archive, "modules/order", FILE | 0o644, (0, 0), order.as_bytes());
+    }
+    for module in modules {
+        let file = format!("modules/{}", module.file);
+        entry(&mut archive, &file, FILE | 0o644, (0, 0), &module.content);
+    }
     entry(&mut archive, "TRAILER!!!", 0, (0, 0), &[]);
     archive
 }
@@ -78,7 +90,8 @@ mod tests {
 
     #[test]
     fn the_archive_is_one_that_cpio_reads() {
-        let (mut file, path) = initramfs().unwrap();
+        let module = Module { file: "a.ko".to_owned(), content: vec![1; 5] };
+        let (mut file, path) = initramfs(&[module]).unwrap();
         assert_eq!(std::fs::metadata(path).unwrap().len() % 4, 0);
         let mut bytes = Vec::new();
         file.rewind().unwrap();
@@ -104,7 +117,9 @@ mod tests {
             }
         }
         assert_eq!(at, bytes.len());
-        assert_eq!(names, ["dev", "dev/console", "dev/null", "init", "TRAILER!!!"]);
+        let modules = ["modules", "modules/order", "modules/a.ko"];
+        assert_eq!(names[..4], ["dev", "dev/console", "dev/null", "init"]);
+        assert_eq!(names[4..], [&modules[..], &["TRAILER!!!"]].concat());
     }
 
     #[test]

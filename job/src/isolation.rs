@@ -10,16 +10,15 @@
 //! | privileges | `no_new_privs` | none can be gained |
 //! | capabilities | `capset` | those of root on files, for root's shares |
 //! | inspection | `PR_SET_DUMPABLE` | no core, no debugger of the same user |
-//!
-//! There are no namespaces of the runner's own beside the guest's: a thread that
-//! can open no path, make no socket and start no process has no use for a view of
-//! the host's.
+//! | limits | `setrlimit` | no core, message queues, real-time priorities |
+//! | namespaces | `unshare` | see [`separate`] |
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
     PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -75,6 +74,70 @@ impl fmt::Display for Point {
     }
 }
 
+/// What a runner is, as far as namespaces of its own depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation {
+    /// It shares directories of the host.
+    pub shares: bool,
+    /// It makes connections, or has a TAP.
+    pub network: bool,
+}
+
+/// What has been tried so far.
+#[derive(Debug)]
+pub struct Tried(Vec<Point>);
+
+/// Takes namespaces of the runner's own. Before there is any thread: they are a
+/// thread's, and a user namespace is for processes of one.
+///
+/// Root gets all but a user namespace: in one, files would have no owners but
+/// those that it maps. The same is why others, who get the rest only through one,
+/// take none where directories are shared: whatever is not its user's would be
+/// nobody's in the guest. The network's is for jobs without a network, as the
+/// monitor makes the connections of others. A PID namespace would be for children,
+/// and there are none: no thread may start a process.
+pub fn separate(situation: Situation) -> Tried {
+    // SAFETY: has no preconditions.
+    let root = unsafe { libc::geteuid() } == 0;
+    let state = match (root, situation.shares) {
+        (false, true) => Ok("none: with one of users, owners of shared files were nobody".into()),
+        _ => take_namespaces(!root, situation.network),
+    };
+    Tried(vec![Point { what: "namespaces", state }])
+}
+
+fn take_namespaces(user: bool, network: bool) -> Result<String, String> {
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut words = vec!["mount", "IPC", "UTS"];
+    if user {
+        flags |= libc::CLONE_NEWUSER;
+        words.insert(0, "user");
+    }
+    if !network {
+        flags |= libc::CLONE_NEWNET;
+        words.push("network");
+    }
+    // SAFETY: neither call has preconditions.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    // SAFETY: unshare takes numbers.
+    done(unsafe { libc::unshare(flags) }.into())?;
+    if user {
+        let write = |file: &str, text: String| {
+            let path = format!("/proc/self/{file}");
+            fs::write(path, text).map_err(|e| format!("{file}: {}", crate::plain(&e)))
+        };
+        write("setgroups", "deny".to_owned())?;
+        write("uid_map", format!("{uid} {uid} 1"))?;
+        write("gid_map", format!("{gid} {gid} 1"))?;
+    }
+    // What is mounted here is seen nowhere else, and the other way round.
+    let flags = libc::MS_REC | libc::MS_PRIVATE;
+    let null = std::ptr::null();
+    // SAFETY: the target is a string that ends with NUL; nothing else is read.
+    done(unsafe { libc::mount(null, c"/".as_ptr(), null, flags, null.cast()) }.into())?;
+    Ok(words.join(", "))
+}
+
 /// A directory that the guest may still reach.
 #[derive(Debug, Clone)]
 pub struct Reachable {
@@ -86,14 +149,21 @@ pub struct Reachable {
 
 /// Gives up what is not needed for a machine with these directories. The threads
 /// that the caller starts from here on have given it up, too.
-pub fn apply(level: Isolation, shares: &[Reachable], network: bool) -> io::Result<()> {
-    let points = [
+pub fn apply(
+    level: Isolation,
+    shares: &[Reachable],
+    network: bool,
+    tried: Tried,
+) -> io::Result<()> {
+    let mut points = vec![
         Point { what: "system calls", state: Ok("seccomp, a filter for each thread".to_owned()) },
         Point { what: "files", state: limit_files(shares, network) },
         Point { what: "privileges", state: no_new_privileges() },
         Point { what: "capabilities", state: drop_capabilities() },
         Point { what: "inspection", state: not_dumpable() },
+        Point { what: "limits", state: lower_limits() },
     ];
+    points.extend(tried.0);
     if level == Isolation::Report {
         points.iter().for_each(|point| eprintln!("microvm: {point}"));
     }
@@ -160,6 +230,16 @@ fn no_new_privileges() -> Result<String, String> {
     // SAFETY: prctl takes numbers here.
     done(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
     Ok("no_new_privs".to_owned())
+}
+
+/// The job has its own, which are its caller's.
+fn lower_limits() -> Result<String, String> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    for resource in [libc::RLIMIT_CORE, libc::RLIMIT_MSGQUEUE, libc::RLIMIT_RTPRIO] {
+        // SAFETY: setrlimit reads the struct that it is given.
+        done(unsafe { libc::setrlimit(resource, &none) }.into())?;
+    }
+    Ok("no cores, message queues or real-time priorities".to_owned())
 }
 
 fn not_dumpable() -> Result<String, String> {
@@ -255,6 +335,29 @@ mod tests {
             assert!(status.is_err(), "not even this");
             // SAFETY: prctl takes numbers here.
             assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }, 0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn namespaces_are_taken_where_nothing_is_shared() {
+        in_child(body, "isolation::tests::namespaces_are_taken_where_nothing_is_shared");
+        fn body(_: &Path) -> Result<(), String> {
+            let names = ["mnt", "ipc", "uts", "net"];
+            let of = |name: &str| fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
+            let before = names.map(of);
+            // A test has threads, so it can't take one of users; root needs none.
+            // SAFETY: has no preconditions.
+            if unsafe { libc::geteuid() } != 0 {
+                return Ok(());
+            }
+            let Tried(points) = separate(Situation { shares: true, network: true });
+            let Ok(words) = &points[0].state else { return Ok(()) };
+            assert_eq!(words, "mount, IPC, UTS");
+            let after = names.map(of);
+            let differs: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a != b).collect();
+            assert_eq!(differs, [true, true, true, false]);
+            lower_limits()?;
             Ok(())
         }
     }

@@ -42,6 +42,8 @@ pub struct Options {
     pub network: Option<config::Net>,
     /// What if the host does not offer all that isolates.
     pub isolation: crate::Isolation,
+    /// What others find the job by.
+    pub name: Option<crate::named::Name>,
     /// Where the kernel's messages go.
     pub kernel_log: Option<PathBuf>,
 }

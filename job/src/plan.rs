@@ -11,6 +11,7 @@ use crate::caller::Caller;
 use crate::image::config::Config as ImageConfig;
 use crate::image::progress::Progress;
 use crate::image::{FileSystem, Kind, probe};
+use crate::modules::Needs;
 use crate::options::Options;
 use crate::shares::{self, Shared};
 use crate::source::Source;
@@ -49,7 +50,7 @@ impl Plan {
         caller: &Caller,
         terminal: Option<Window>,
         progress: &mut dyn Progress,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Needs), Error> {
         let (source, run) = Source::open(&options.image, progress)?;
         let runscript = run.is_none() && source != Source::Host && !options.exec;
         let run = run.unwrap_or_default();
@@ -91,7 +92,8 @@ impl Plan {
                 rewinds: caller.rewinds,
             },
         };
-        Ok(Self { config, spec })
+        let needs = Needs::of(&config, &spec);
+        Ok((Self { config, spec }, needs))
     }
 }
 

@@ -34,6 +34,15 @@ fn options(image: impl AsRef<OsStr>, words: &[&str]) -> Options {
     }
 }
 
+fn make(
+    options: Options,
+    caller: &Caller,
+    terminal: Option<Window>,
+    progress: &mut dyn Progress,
+) -> Result<Plan, Error> {
+    Plan::new(options, caller, terminal, progress).map(|(plan, _)| plan)
+}
+
 fn texts(all: &[Vec<u8>]) -> Vec<String> {
     all.iter().map(|bytes| String::from_utf8(bytes.clone()).unwrap()).collect()
 }
@@ -42,7 +51,7 @@ fn texts(all: &[Vec<u8>]) -> Vec<String> {
 fn an_image_is_a_read_only_disk() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path(), "app.img");
-    let plan = Plan::new(options(&path, &["echo", "a b"]), &caller(), None, &mut Unseen).unwrap();
+    let plan = make(options(&path, &["echo", "a b"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.config.disks[0].readonly && plan.config.disks[0].path == path);
     let disk = Disk { number: 0, kind: b"erofs".to_vec() };
     assert_eq!(plan.spec.root.lower, Lower::Disk(disk));
@@ -55,7 +64,7 @@ fn an_image_is_a_read_only_disk() {
 #[test]
 fn a_directory_is_a_read_only_share() {
     let dir = tempfile::tempdir().unwrap();
-    let plan = Plan::new(options(dir.path(), &["x"]), &caller(), None, &mut Unseen).unwrap();
+    let plan = make(options(dir.path(), &["x"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.config.disks.is_empty());
     let root = &plan.config.shares[0];
     assert_eq!((root.tag.as_str(), root.readonly), (ROOT_TAG, true));
@@ -65,7 +74,7 @@ fn a_directory_is_a_read_only_share() {
 
 #[test]
 fn the_host_may_be_changed_in_memory() {
-    let plan = Plan::new(options("host", &["x"]), &caller(), None, &mut Unseen).unwrap();
+    let plan = make(options("host", &["x"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.spec.root.writable && plan.config.shares[0].readonly);
     assert!(plan.spec.files.is_empty() && plan.spec.network.is_none());
     assert!(texts(&plan.spec.environment).contains(&"PATH=/mine".to_owned()));
@@ -77,14 +86,14 @@ fn an_overlay_is_an_ext4_image() {
     let path = image(dir.path(), "app.img");
     let mut wanted = options(&path, &["x"]);
     wanted.overlay = Some(path.clone());
-    let refused = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap_err();
+    let refused = make(wanted.clone(), &caller(), None, &mut Unseen).unwrap_err();
     assert!(matches!(refused, Error::Overlay { .. }), "{refused}");
     let mut ext4 = vec![0; 16384];
     (ext4[1028], ext4[1048], ext4[1080], ext4[1081]) = (4, 2, 0x53, 0xef);
     let overlay = dir.path().join("over.img");
     fs::write(&overlay, ext4).unwrap();
     wanted.overlay = Some(overlay);
-    let plan = Plan::new(wanted, &caller(), None, &mut Unseen).unwrap();
+    let plan = make(wanted, &caller(), None, &mut Unseen).unwrap();
     assert!(plan.spec.root.writable && !plan.config.disks[1].readonly);
     assert!(matches!(&plan.spec.root.upper, Upper::Disk(disk) if disk.number == 1));
 }
@@ -94,20 +103,20 @@ fn the_environment_is_the_callers_less_what_is_the_hosts() {
     let dir = tempfile::tempdir().unwrap();
     let mut wanted = options(dir.path(), &["x"]);
     wanted.env = vec!["B=2=3".into(), "A=4".into()];
-    let plan = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
+    let plan = make(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
     let all = texts(&plan.spec.environment);
     let path = format!("PATH={PATH}");
     assert_eq!(all, [path.as_str(), "A=4", "HOME=/h", "B=2=3"]);
     wanted.clean_env = true;
     wanted.env.clear();
-    let plan = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
+    let plan = make(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
     assert_eq!(texts(&plan.spec.environment), [path.as_str(), "HOME=/h"]);
     wanted.env = vec!["A".into()];
-    let plan = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
+    let plan = make(wanted.clone(), &caller(), None, &mut Unseen).unwrap();
     assert!(texts(&plan.spec.environment).contains(&"A=1".to_owned()));
     for wrong in ["", "=1", "NONE"] {
         wanted.env = vec![wrong.into()];
-        let refused = Plan::new(wanted.clone(), &caller(), None, &mut Unseen).unwrap_err();
+        let refused = make(wanted.clone(), &caller(), None, &mut Unseen).unwrap_err();
         assert!(matches!(refused, Error::Env(_)), "{refused}");
     }
 }
@@ -148,7 +157,7 @@ fn where_a_job_starts() {
 fn a_network_is_a_card_with_an_address_and_a_server_of_names() {
     let mut wanted = options("host", &["x"]);
     wanted.network = Some("user".parse().unwrap());
-    let plan = Plan::new(wanted, &caller(), None, &mut Unseen).unwrap();
+    let plan = make(wanted, &caller(), None, &mut Unseen).unwrap();
     assert_eq!(plan.config.nets.len(), 1);
     assert_eq!(plan.spec.network.map(|net| net.address), Some([10, 0, 2, 15]));
     let text = String::from_utf8(plan.spec.files[0].content.clone()).unwrap();

@@ -2,14 +2,20 @@
 
 use crate::caller::Caller;
 use crate::image::progress::Progress;
-use crate::isolation::{self, Isolation, Reachable};
+use crate::isolation::{self, Isolation, Reachable, Situation, Tried};
+use crate::modules::{self, Module};
+use crate::named::Entry;
+use crate::named::desk::{About, Desk};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::relay::signals::Signals;
-use crate::relay::{Finished, Relay, Report};
+use crate::relay::{Finished, Others, Relay, Report};
 use crate::{Error, init, status};
 use devices::backend::port::terminal_size;
+use devices::backend::prepared::{Later, Prepared};
 use guest::protocol::{Failure, How, Window};
+use std::ffi::OsStr;
+use std::time::SystemTime;
 use vmm::config::Config;
 use vmm::console::terminal;
 use vmm::ending::Ending;
@@ -31,7 +37,11 @@ pub enum Outcome {
 pub struct Job {
     plan: Plan,
     isolation: Isolation,
+    /// What its kernel needs to know its devices.
+    modules: Vec<Module>,
     rewinds: bool,
+    /// Where others find it, and what they are told.
+    listed: Option<(Entry, About)>,
 }
 
 impl Job {
@@ -40,44 +50,64 @@ impl Job {
     pub fn prepare(options: Options, progress: &mut dyn Progress) -> Result<Self, Error> {
         let caller = Caller::this().map_err(Error::host("caller"))?;
         let (isolation, terminal) = (options.isolation, window(options.terminal, &caller));
-        let plan = Plan::new(options, &caller, terminal, progress)?;
-        Ok(Self { plan, isolation, rewinds: caller.rewinds })
+        let (name, image) = (options.name.clone(), options.image.clone());
+        let (plan, needs) = Plan::new(options, &caller, terminal, progress)?;
+        let modules = modules::find(&plan.config.kernel, &needs)?;
+        // The last of all that can fail before there is a machine.
+        let entry = name.map(Entry::new).transpose()?;
+        let listed = entry.map(|entry| (entry, about(&plan, &image)));
+        Ok(Self { plan, isolation, modules, rewinds: caller.rewinds, listed })
     }
 
     /// Runs it to its end. Before any other thread is started.
     pub fn run(self) -> Result<Outcome, Error> {
-        let Self { plan, isolation, rewinds } = self;
+        let Self { plan, isolation, modules, rewinds, listed } = self;
+        crate::mark("image and kernel are found");
         let signals = Signals::take().map_err(Error::host("signals"))?;
         let start = position(rewinds);
-        let (_initramfs, path) = init::initramfs().map_err(Error::host("initramfs"))?;
+        // Before there is a second thread.
+        let tried = isolation::separate(Situation {
+            shares: !plan.config.shares.is_empty(),
+            network: !plan.config.nets.is_empty(),
+        });
+        let (_initramfs, path) = init::initramfs(&modules).map_err(Error::host("initramfs"))?;
         let config = Config { initrd: Some(path), ..plan.config };
         let ending = Ending::new().map_err(Error::host("eventfd"))?;
-        let (relay, streams) = Relay::start(plan.spec, signals, ending.clone())?;
+        let later = Later::default();
+        let desk = listed.map(|(entry, about)| Desk::new(entry, about, later.clone()));
+        let others = Others { desk, deadline: None };
+        let (relay, streams) = Relay::start(plan.spec, signals, ending.clone(), others)?;
+        streams.into_iter().for_each(|(port, stream)| later.add(port, stream));
         let attached = Attached {
-            streams: Some(streams),
+            streams: Some(Prepared::of(later).map_err(Error::host("epoll"))?),
             ending: Some(ending),
-            confine: Some(confine(isolation, &config)),
+            confine: Some(confine(isolation, &config, tried)),
             ..Attached::default()
         };
-        let exit = machine::run(&config, attached)?;
+        let exit = machine::run(&config, attached);
+        crate::mark("machine is gone");
+        // Without a machine there is nobody at the other end, which ends this, too.
         let Finished { report, lost } = relay.finish();
-        conclude(exit, report, lost, start)
+        conclude(exit?, report, lost, start)
     }
 }
 
 /// Gives up all but what this machine shares.
-fn confine(level: Isolation, config: &Config) -> Confine {
+fn confine(level: Isolation, config: &Config, tried: Tried) -> Confine {
     let reachable = |share: &vmm::config::Share| Reachable {
         path: share.path.clone(),
         writable: !share.readonly,
     };
     let shares: Vec<Reachable> = config.shares.iter().map(reachable).collect();
     let network = !config.nets.is_empty();
-    Box::new(move || isolation::apply(level, &shares, network))
+    Box::new(move || {
+        crate::mark("machine is made");
+        isolation::apply(level, &shares, network, tried)
+    })
 }
 
 /// The terminal that the job gets: by default, if input and output are one.
-fn window(wanted: Option<bool>, caller: &Caller) -> Option<Window> {
+pub(crate) fn window(wanted: Option<bool>, caller: &Caller) -> Option<Window> {
     let is = |fd: i32| !caller.closed[fd as usize] && terminal::is_terminal(fd);
     let there = is(libc::STDIN_FILENO) && is(libc::STDOUT_FILENO);
     if !wanted.unwrap_or(there) || !is(libc::STDIN_FILENO) {
@@ -87,7 +117,25 @@ fn window(wanted: Option<bool>, caller: &Caller) -> Option<Window> {
     Some(Window { columns, rows })
 }
 
-fn position(rewinds: bool) -> Option<i64> {
+/// What others are told of it.
+fn about(plan: &Plan, image: &OsStr) -> About {
+    /// Characters of a command that say what it is.
+    const ENOUGH: usize = 200;
+    let words = plan.spec.arguments.iter().map(|word| String::from_utf8_lossy(word).into_owned());
+    let command = words.collect::<Vec<_>>().join(" ");
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    About {
+        pid: std::process::id(),
+        started: since.map_or(0, |since| since.as_secs()),
+        image: image.to_string_lossy().into_owned(),
+        command: command.chars().take(ENOUGH).collect(),
+        cpus: plan.config.cpus,
+        memory: plan.config.memory.0,
+        state: String::new(),
+    }
+}
+
+pub(crate) fn position(rewinds: bool) -> Option<i64> {
     // SAFETY: lseek takes numbers, and moves nothing here.
     rewinds.then(|| unsafe { libc::lseek(libc::STDIN_FILENO, 0, libc::SEEK_CUR) })
 }
@@ -98,17 +146,28 @@ fn conclude(
     lost: Option<Error>,
     start: Option<i64>,
 ) -> Result<Outcome, Error> {
-    let refused = |status, text| Err(Error::Refused { status, text });
     match report {
         None => Err(Error::GuestGone { how: exit.to_string() }),
-        Some(Report::Wrong(why)) => Err(Error::Protocol(why)),
-        Some(Report::Killed(signal)) => Ok(Outcome::Signalled(signal)),
-        Some(Report::Failed(kind, text)) => match kind {
+        Some(report) => outcome(report, lost, start),
+    }
+}
+
+/// What is left to do once the guest's last word is known.
+pub(crate) fn outcome(
+    report: Report,
+    lost: Option<Error>,
+    start: Option<i64>,
+) -> Result<Outcome, Error> {
+    let refused = |status, text| Err(Error::Refused { status, text });
+    match report {
+        Report::Wrong(why) => Err(Error::Protocol(why)),
+        Report::Killed(signal) => Ok(Outcome::Signalled(signal)),
+        Report::Failed(kind, text) => match kind {
             Failure::Setup => refused(status::FAILED, format!("guest: {text}")),
             Failure::NotExecutable => refused(status::NOT_EXECUTABLE, text),
             Failure::NotFound => refused(status::NOT_FOUND, text),
         },
-        Some(Report::Ended { how, usage, input }) => {
+        Report::Ended { how, usage, input } => {
             log::info!("job: {how:?}, {usage:?}");
             if let (Some(start), Ok(input)) = (start, i64::try_from(input)) {
                 let next = start.saturating_add(input);

@@ -78,7 +78,7 @@ impl Error {
 pub fn measure(options: &Options, mut progress: impl FnMut(&str)) -> Result<Report, Error> {
     let peer = peer::Peer::start().map_err(|source| Error::Host { what: "peer", source })?;
     let (_initramfs, initramfs) =
-        job::init::initramfs().map_err(|source| Error::Host { what: "initramfs", source })?;
+        job::init::initramfs(&[]).map_err(|source| Error::Host { what: "initramfs", source })?;
     let mut failure = None;
     let mut modes = Vec::with_capacity(options.subjects.len());
     for subject in &options.subjects {

@@ -53,7 +53,12 @@ impl Session {
     }
 
     /// Starts any command.
-    pub fn of(mut command: Command) -> Result<Self, String> {
+    pub fn of(command: Command) -> Result<Self, String> {
+        Self::sized(command, None)
+    }
+
+    /// Starts any command on a terminal of so many rows and columns.
+    pub fn sized(mut command: Command, size: Option<(u16, u16)>) -> Result<Self, String> {
         let (mut master, mut slave) = (-1, -1);
         let null = std::ptr::null_mut();
         // SAFETY: openpty writes two descriptors; the other pointers may be null.
@@ -62,6 +67,11 @@ impl Session {
         }
         // SAFETY: both are new and owned by nobody else.
         let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+        if let Some((ws_row, ws_col)) = size {
+            let size = libc::winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+            // SAFETY: the struct lives across the call, which only reads it.
+            unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        }
         let end = || slave.try_clone().map_err(|e| e.to_string());
         let before = modes(&slave)?;
         command.stdin(end()?).stdout(end()?).stderr(end()?);
@@ -89,6 +99,11 @@ impl Session {
     /// Waits until `text` is on the screen.
     pub fn expect(&mut self, text: &str) -> Result<(), String> {
         self.screen.expect(text, self.deadline)
+    }
+
+    /// What has been on the screen.
+    pub fn screen(&self) -> String {
+        self.screen.text()
     }
 
     /// Types.

@@ -32,6 +32,9 @@ pub fn tests() -> Vec<Trial> {
         trial("job::an_image_that_was_built_holds_what_it_was_built_from", built),
         trial("job::nothing_is_left_when_the_runner_is_killed", killed),
         trial("job::what_cannot_be_run_is_told", refused),
+        trial("job::a_kernel_of_debian_6_1_with_plain_modules", || stock("6_1_GENERIC", false)),
+        trial("job::a_kernel_of_debian_6_12_with_compressed_modules", || stock("6_12_CLOUD", true)),
+        trial("job::what_isolates_is_told_and_taken", isolated),
     ]
 }
 
@@ -40,14 +43,14 @@ const USER: u32 = 1000;
 const BYTES: u32 = 8 << 20;
 
 /// What the tests start, where an ordinary user can read it.
-struct Kit {
+pub struct Kit {
     scratch: tempfile::TempDir,
-    microvm: PathBuf,
-    kernel: PathBuf,
+    pub microvm: PathBuf,
+    pub kernel: PathBuf,
 }
 
 impl Kit {
-    fn new() -> Result<Self, String> {
+    pub fn new() -> Result<Self, String> {
         let scratch = tempfile::tempdir().map_err(|e| e.to_string())?;
         let copy = |from: &Path, name: &str, mode| -> std::io::Result<PathBuf> {
             let to = scratch.path().join(name);
@@ -64,12 +67,17 @@ impl Kit {
         Ok(Self { scratch, microvm, kernel })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Where all of it is.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
 
     /// `microvm run` with an image and what follows it.
-    fn run(&self, options: &[&str], image: impl AsRef<OsStr>, words: &[&str]) -> Command {
+    pub fn run(&self, options: &[&str], image: impl AsRef<OsStr>, words: &[&str]) -> Command {
         let mut command = Command::new(&self.microvm);
         command.env("MICROVM_KERNEL", &self.kernel);
         command.args(["run", "--memory", "256M", "--cpus", "1"]).args(options);
@@ -79,7 +87,7 @@ impl Kit {
 }
 
 /// Makes a command an ordinary user's, one of those who may use KVM.
-fn as_user(command: &mut Command, uid: u32, kvm: u32) {
+pub fn as_user(command: &mut Command, uid: u32, kvm: u32) {
     // SAFETY: the child makes system calls with numbers, and a list that it owns.
     unsafe {
         command.pre_exec(move || {
@@ -92,7 +100,7 @@ fn as_user(command: &mut Command, uid: u32, kvm: u32) {
     }
 }
 
-fn end(mut child: Child) -> Result<ExitStatus, String> {
+pub fn end(mut child: Child) -> Result<ExitStatus, String> {
     let status = wait_until(&mut child, Instant::now() + LIMIT);
     let _ = child.wait();
     status.ok_or_else(|| format!("still running after {LIMIT:?}"))
@@ -100,14 +108,14 @@ fn end(mut child: Child) -> Result<ExitStatus, String> {
 
 /// Everything that can be said of one run.
 #[derive(PartialEq, Eq)]
-struct Told {
-    stdout: Vec<u8>,
-    stderr: String,
-    status: i32,
+pub struct Told {
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub status: i32,
 }
 
 /// Runs a command with bytes as its input.
-fn complete(mut command: Command, input: Vec<u8>) -> Result<Told, String> {
+pub fn complete(mut command: Command, input: Vec<u8>) -> Result<Told, String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| e.to_string())?;
     let mut stdin = child.stdin.take().ok_or("no pipe")?;
@@ -203,7 +211,7 @@ fn given(user: Option<u32>) -> Verdict {
 }
 
 /// Lets a group use KVM, as hosts do; only the emulated host is ours to change.
-fn open_kvm_to(user: Option<u32>) -> Result<u32, String> {
+pub fn open_kvm_to(user: Option<u32>) -> Result<u32, String> {
     const KVM: u32 = 4243;
     if user.is_some() && std::env::var_os(rig::IN_RIG).is_some() {
         let device = Path::new("/dev/kvm");
@@ -215,13 +223,13 @@ fn open_kvm_to(user: Option<u32>) -> Result<u32, String> {
 }
 
 /// A job with its output at hand.
-struct Job {
-    child: Child,
+pub struct Job {
+    pub child: Child,
     output: Reader,
 }
 
 impl Job {
-    fn start(mut command: Command) -> Result<Self, String> {
+    pub fn start(mut command: Command) -> Result<Self, String> {
         // A group of its own, as a shell gives it: else it could not be stopped.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|e| e.to_string())?;
@@ -229,17 +237,17 @@ impl Job {
         Ok(Self { child, output })
     }
 
-    fn expect(&mut self, text: &str) -> Result<(), String> {
+    pub fn expect(&mut self, text: &str) -> Result<(), String> {
         self.output.expect(text, Instant::now() + LIMIT)
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so its pid is its own.
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
     /// Waits until it stops.
-    fn stopped_by(&self) -> Result<i32, String> {
+    pub fn stopped_by(&self) -> Result<i32, String> {
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             let mut status = 0;
@@ -535,6 +543,86 @@ fn killed() -> Verdict {
         let program = fs::read_link(process.path().join("exe"));
         if program.is_ok_and(|program| program.starts_with(kit.scratch.path())) {
             return Err(format!("{} is left", process.path().display()).into());
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+/// A distribution's kernel as it is installed, with a list of its modules' order or
+/// without: a disk with ext4, a share, a network, an overlay.
+fn stock(name: &str, listed: bool) -> Verdict {
+    let kit = Kit::new()?;
+    let (kernel, _) = kit::debian(name);
+    let place = kernel.parent().ok_or("no directory")?;
+    let ours = kit.path("kernel");
+    fs::create_dir_all(ours.join("modules"))?;
+    std::os::unix::fs::symlink(place.join("modules/kernel"), ours.join("modules/kernel"))?;
+    for file in ["modules.builtin", "modules.dep"] {
+        if listed || file == "modules.builtin" {
+            fs::copy(place.join("modules").join(file), ours.join("modules").join(file))?;
+        }
+    }
+    fs::copy(&kernel, ours.join("vmlinuz"))?;
+    let directory = kit.path("place");
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("here"), "shared")?;
+    let given = ours.join("vmlinuz").display().to_string();
+    let script = "uname -r; cat here; echo; grep -c 'eth0' /proc/net/dev; touch /etc/new && \
+        cut -d' ' -f3 /proc/mounts | sort -u | tr '\n' ' '; exit 9";
+    let options = ["--kernel", &given, "--writable-tmpfs"];
+    let mut command = kit.run(&options, kit::root(), &["sh", "-c", script]);
+    command.current_dir(&directory).env("PWD", &directory).env("HOME", &directory);
+    let job = complete(command, Vec::new())?;
+    let text = String::from_utf8_lossy(&job.stdout).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let release = fs::read_to_string(place.join("version"))?;
+    let good = lines.len() == 4
+        && lines[0] == release.trim()
+        && lines[1..3] == ["shared", "1"]
+        && lines[3].contains("overlay")
+        && lines[3].contains("virtiofs")
+        && job.status == 9 << 8;
+    match good {
+        true => Ok(Completion::Completed),
+        false => Err(format!("{:#x} {text}{}", job.status, job.stderr).into()),
+    }
+}
+
+/// What is said of isolation, and what the host sees of it.
+fn isolated() -> Verdict {
+    let kit = Kit::new()?;
+    let kvm = open_kvm_to(Some(USER))?;
+    let options = ["--contain", "--net", "none", "--isolation", "strict"];
+    let script = "echo ready; cat; id -u; id -G";
+    let mut command = kit.run(&options, kit::root(), &["sh", "-c", script]);
+    as_user(&mut command, USER, kvm);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = command.spawn()?;
+    let mut output = Reader::new(child.stdout.take().ok_or("no pipe")?);
+    output.expect("ready", Instant::now() + LIMIT)?;
+    let of = |process: &str, name: &str| fs::read_link(format!("/proc/{process}/ns/{name}"));
+    let pid = child.id().to_string();
+    for name in ["user", "mnt", "ipc", "uts", "net"] {
+        if of(&pid, name)? == of("self", name)? {
+            return Err(format!("the runner has this host's {name} namespace").into());
+        }
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core")).unwrap_or_default();
+    if core.split_whitespace().nth(4) != Some("0") {
+        return Err(format!("limits: {core}").into());
+    }
+    drop(child.stdin.take());
+    output.expect(&format!("{USER}\n{USER} 4242 {kvm}"), Instant::now() + LIMIT)?;
+    if !end(child)?.success() {
+        return Err("it failed".into());
+    }
+    // With directories of the host, in its network, it says what it has instead.
+    let told = kit.run(&["--isolation", "report"], kit::root(), &["true"]);
+    let told = complete(told, Vec::new())?;
+    for words in ["namespaces: mount, IPC, UTS\n", "limits: no cores", "inspection: not dumpable"] {
+        if !told.stderr.contains(words) {
+            return Err(told.stderr.into());
         }
     }
     Ok(Completion::Completed)

@@ -85,12 +85,32 @@ const PARTS: [Part; 16] = [
 /// Where Debian's SeaBIOS is.
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
+/// Programs that tests compare with, and the Debian packages that have them.
+const PEERS: [(&str, &str); 8] = [
+    ("iperf3", "iperf3"),
+    ("crun", "crun"),
+    ("podman", "podman"),
+    ("umoci", "umoci"),
+    ("skopeo", "skopeo"),
+    ("mksquashfs", "squashfs-tools"),
+    ("getfattr", "attr"),
+    ("setcap", "libcap2-bin"),
+];
+
+/// Whether a program is installed.
+pub fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(sbin).any(|place| place.join(program).is_file())
+}
+
 /// Makes what is missing and puts all paths into the environment.
 pub fn resolve() -> Result<(), String> {
-    // The other end of a network test, where it can be had.
-    if std::env::var_os(rig::IN_RIG).is_none() && Command::new("iperf3").arg("-v").output().is_err()
-    {
-        let _ = rig::install_packages(&["iperf3"]);
+    // What tests compare with, where it can be had.
+    if std::env::var_os(rig::IN_RIG).is_none() {
+        let missing = PEERS.iter().filter(|(program, _)| !has(program));
+        let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+        let _ = rig::install_packages(&packages);
     }
     if std::env::var_os(rig::IN_RIG).is_none() && !Path::new(SEABIOS).exists() {
         let _ = rig::install_packages(&["seabios"]);

@@ -14,6 +14,9 @@ mod guest;
 mod hvc;
 mod input;
 mod job;
+mod job_images;
+mod job_names;
+mod job_table;
 mod kit;
 mod lifecycle;
 mod machine;
@@ -79,6 +82,9 @@ fn main() -> ExitCode {
         spectrum::tests(),
         compare::tests(),
         job::tests(),
+        job_images::tests(),
+        job_names::tests(),
+        job_table::tests(),
     ];
     let (part, parts) = rig::part();
     let mine = tests.into_iter().flatten().enumerate().filter(|(i, _)| i % parts == part);

@@ -3,7 +3,7 @@
 //!
 //! A guest that connects to one of these ports of the host gets the stream that
 //! was prepared for it, once. There is nothing else to connect to, and nobody of
-//! the host can connect to the guest.
+//! the host can connect to the guest. More may be prepared while the guest runs.
 
 use crate::backend::vsock::{Stream, news, watch};
 use crate::virtio::vsock::{HostStream, Readiness, VsockBackend};
@@ -11,28 +11,48 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::epoll::Epoll;
 
 /// Streams that wait for the guest.
 pub struct Prepared {
-    streams: BTreeMap<u32, UnixStream>,
+    streams: Later,
     epoll: Epoll,
+}
+
+/// Prepares more streams, on any thread.
+#[derive(Debug, Clone, Default)]
+pub struct Later(Arc<Mutex<BTreeMap<u32, UnixStream>>>);
+
+impl Later {
+    /// The guest that connects to `port` gets `stream`.
+    pub fn add(&self, port: u32, stream: UnixStream) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(port, stream);
+    }
+
+    fn take(&self, port: u32) -> Option<UnixStream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&port)
+    }
 }
 
 impl Prepared {
     /// A stream for each port.
     pub fn new(streams: impl IntoIterator<Item = (u32, UnixStream)>) -> io::Result<Self> {
-        let streams: BTreeMap<_, _> = streams.into_iter().collect();
-        for stream in streams.values() {
-            stream.set_nonblocking(true)?;
-        }
+        let all = Later::default();
+        streams.into_iter().for_each(|(port, stream)| all.add(port, stream));
+        Self::of(all)
+    }
+
+    /// Those that are prepared elsewhere, now or while the guest runs.
+    pub fn of(streams: Later) -> io::Result<Self> {
         Ok(Self { streams, epoll: Epoll::new()? })
     }
 }
 
 impl VsockBackend for Prepared {
     fn connect(&mut self, port: u32, token: u64) -> io::Result<Box<dyn HostStream>> {
-        let stream = self.streams.remove(&port).ok_or(ErrorKind::ConnectionRefused)?;
+        let stream = self.streams.take(port).ok_or(ErrorKind::ConnectionRefused)?;
+        stream.set_nonblocking(true)?;
         watch(&self.epoll, stream.as_raw_fd(), token)?;
         Ok(Box::new(Stream(stream)))
     }
@@ -63,6 +83,8 @@ mod tests {
         assert!(prepared.connect(8, 1).is_err());
         let mut stream = prepared.connect(7, 1).unwrap();
         assert!(prepared.connect(7, 2).is_err());
+        prepared.streams.clone().add(9, UnixStream::pair().unwrap().0);
+        assert!(prepared.connect(9, 3).is_ok() && prepared.connect(9, 4).is_err());
         assert!(prepared.accept(3).unwrap().is_none());
 
         theirs.write_all(b"in").unwrap();

@@ -11,6 +11,9 @@
 //!
 //! The host ends the machine when it has all that it wants to know; if it does
 //! not, init does. Whatever can't be done is said to the host in one line.
+//!
+//! A program beside the job (`microvm exec`) has this program once more: the same
+//! conversation over connections of its own, in the root file system that is there.
 
 mod agent;
 mod image;
@@ -18,11 +21,13 @@ mod measure;
 mod network;
 mod process;
 mod root;
+mod session;
 mod streams;
 mod system;
 
 use guest::protocol::{Decoder, MAX_TO_GUEST, Spec, ToGuest, ToHost, VERSION, port};
 use process::{Change, NoJob};
+use session::Launcher;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,8 +53,17 @@ fn main() {
         libc::getpid() == 1
     };
     if !first {
-        eprintln!("microvm-init: this is the init of a microvm guest; it is of no use elsewhere");
-        std::process::exit(2);
+        let Some(ports) = session::ports() else {
+            eprintln!(
+                "microvm-init: this is the init of a microvm guest; it is of no use elsewhere"
+            );
+            std::process::exit(2);
+        };
+        process::lead_session();
+        if let Ok(control) = Control::open(ports) {
+            run(control, &mut Scope::Beside(ports));
+        }
+        std::process::exit(0);
     }
     if let Ok(what) = std::env::var(guest::measure::VARIABLE) {
         match root::mount_first() {
@@ -59,17 +73,33 @@ fn main() {
         power_off();
     }
     process::leave_orphans_to_init();
-    match root::mount_first().and_then(|()| Control::open()) {
-        Ok(control) => run(control),
+    let ready = Launcher::new().and_then(|launcher| {
+        root::mount_first()?;
+        Ok((launcher, Control::open(0)?))
+    });
+    match ready {
+        Ok((launcher, control)) => run(control, &mut Scope::Whole(Some(launcher))),
         // Nobody can be told but those who read the kernel's messages.
         Err(fault) => eprintln!("microvm-init: {fault}"),
     }
     power_off();
 }
 
-fn run(mut control: Control) {
+/// What this process takes care of.
+enum Scope {
+    /// The machine and its job. The launcher is for sessions beside it.
+    Whole(Option<Launcher>),
+    /// A session beside the job, and where its ports begin.
+    Beside(u32),
+}
+
+fn run(mut control: Control, scope: &mut Scope) {
     let Ok(spec) = control.greet() else { return };
-    let last = match job(&spec, &mut control) {
+    let spec = match scope {
+        Scope::Whole(_) => spec,
+        Scope::Beside(_) => session::with_environment(spec),
+    };
+    let last = match job(&spec, &mut control, scope) {
         Ok(ended) => ended,
         Err(NoJob { kind, text }) => ToHost::Failed { kind, text: text.into_bytes() },
     };
@@ -81,17 +111,24 @@ fn run(mut control: Control) {
     }
 }
 
-fn job(spec: &Spec, control: &mut Control) -> Result<ToHost, NoJob> {
-    root::enter(spec)?;
-    name(&spec.hostname)?;
-    network::bring_up(spec.network.as_ref())?;
-    let (stdio, relays) = streams::open(&spec.streams, &spec.identity)?;
+fn job(spec: &Spec, control: &mut Control, scope: &mut Scope) -> Result<ToHost, NoJob> {
+    let (ports, launcher) = match scope {
+        Scope::Whole(launcher) => {
+            root::enter(spec)?;
+            name(&spec.hostname)?;
+            network::bring_up(spec.network.as_ref())?;
+            (0, launcher.take().map(|launcher| launcher.with(&spec.environment)))
+        }
+        Scope::Beside(ports) => (*ports, None),
+    };
+    let whole = launcher.is_some();
+    let (stdio, relays) = streams::open(&spec.streams, &spec.identity, ports)?;
     let terminal = relays.terminal.as_ref().map(File::try_clone).transpose();
     let terminal = terminal.about("terminal")?;
     let pid = process::start(spec, stdio)?;
 
     let alive: Alive = Arc::new(Mutex::new(Some(pid)));
-    control.serve(alive.clone(), terminal).about("control connection")?;
+    control.serve(alive.clone(), terminal, launcher).about("control connection")?;
     let running = relays.start();
     let say = |message: &ToHost| send(&control.socket, message);
     say(&ToHost::Started).about("control connection")?;
@@ -109,7 +146,9 @@ fn job(spec: &Spec, control: &mut Control) -> Result<ToHost, NoJob> {
             Change::Other => {}
         }
     };
-    process::end_all();
+    if whole {
+        process::end_all();
+    }
     let usage = process::usage();
     Ok(ToHost::Ended { how, usage, input: running.finish() })
 }
@@ -131,8 +170,8 @@ fn send(mut socket: &File, message: &ToHost) -> io::Result<()> {
 }
 
 impl Control {
-    fn open() -> Result<Self, Fault> {
-        let socket = system::connect(port::CONTROL).about("vsock")?;
+    fn open(ports: u32) -> Result<Self, Fault> {
+        let socket = system::connect(ports.saturating_add(port::CONTROL)).about("vsock")?;
         Ok(Self { socket: File::from(socket), decoder: Decoder::new(MAX_TO_GUEST) })
     }
 
@@ -160,8 +199,13 @@ impl Control {
     }
 
     /// Does what the host says, on a thread of its own. When the host has gone, so
-    /// has everything.
-    fn serve(&mut self, alive: Alive, terminal: Option<File>) -> io::Result<()> {
+    /// has everything; when a session's side has, so has its program.
+    fn serve(
+        &mut self,
+        alive: Alive,
+        terminal: Option<File>,
+        launcher: Option<Launcher>,
+    ) -> io::Result<()> {
         let decoder = std::mem::replace(&mut self.decoder, Decoder::new(MAX_TO_GUEST));
         let mut control = Self { socket: self.socket.try_clone()?, decoder };
         thread::Builder::new().spawn(move || {
@@ -173,10 +217,19 @@ impl Control {
                             streams::resize(terminal, window);
                         }
                     }
+                    ToGuest::Attach { ports } => {
+                        if let Some(launcher) = &launcher {
+                            launcher.start(ports);
+                        }
+                    }
                     ToGuest::Start(_) => {}
                 }
             }
-            power_off();
+            if launcher.is_some() {
+                power_off();
+            }
+            signal(&alive, libc::SIGKILL as u8, true);
+            std::process::exit(0);
         })?;
         Ok(())
     }

@@ -257,6 +257,12 @@ pub fn leave_orphans_to_init() {
     }
 }
 
+/// Makes this process the leader of a session of its own.
+pub fn lead_session() {
+    // SAFETY: setsid has no preconditions; it fails for a process that leads already.
+    unsafe { libc::setsid() };
+}
+
 /// What has become of a child.
 pub enum Change {
     /// The job was stopped by this signal.

@@ -16,6 +16,7 @@ use guest::protocol::{Disk, File, Lower, Root, Share, Spec, Upper};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
@@ -23,8 +24,35 @@ use std::path::Path;
 /// Of directories of the host: neither devices nor set-user-ID programs.
 const SAFE: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
+/// Where the initramfs has modules, for a kernel that needs them, and their order.
+const MODULES: &str = "/modules";
+/// `MODULE_INIT_COMPRESSED_FILE` of `linux/module.h`.
+const COMPRESSED: libc::c_int = 4;
+
+fn load_modules() -> Result<(), Fault> {
+    let Ok(order) = fs::read_to_string(Path::new(MODULES).join("order")) else { return Ok(()) };
+    for name in order.lines() {
+        let file = fs::File::open(Path::new(MODULES).join(name)).about(name)?;
+        let flags = if name.ends_with(".ko") { 0 } else { COMPRESSED };
+        // SAFETY: the parameters are a string that ends with NUL; both outlive the
+        // call.
+        let done = unsafe {
+            let (fd, none) = (file.as_raw_fd(), c"".as_ptr());
+            check(libc::syscall(libc::SYS_finit_module, fd, none, flags) as libc::c_int)
+        };
+        match done {
+            Err(e) if e.raw_os_error() != Some(libc::EEXIST) => {
+                return Err(Fault::new(format_args!("module {name}"), &e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// What init itself needs, before it knows the job.
 pub fn mount_first() -> Result<(), Fault> {
+    load_modules()?;
     make_directory(Path::new("/dev"))?;
     mount("devtmpfs", Path::new("/dev"), "devtmpfs", libc::MS_NOSUID, "mode=0755")
 }

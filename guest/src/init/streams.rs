@@ -54,19 +54,24 @@ struct Input {
     over: AtomicBool,
 }
 
-/// Makes both sides.
-pub fn open(streams: &Streams, identity: &Identity) -> Result<(Stdio, Relays), Fault> {
+/// Makes both sides; `ports` is where the session's begin.
+pub fn open(streams: &Streams, identity: &Identity, ports: u32) -> Result<(Stdio, Relays), Fault> {
     match streams.terminal {
-        Some(window) => open_terminal(window, identity),
-        None => open_pipes(streams, identity),
+        Some(window) => open_terminal(window, identity, ports),
+        None => open_pipes(streams, identity, ports),
     }
 }
 
-fn host(port: u32) -> Result<File, Fault> {
+fn host(ports: u32, port: u32) -> Result<File, Fault> {
+    let port = ports.saturating_add(port);
     connect(port).map(File::from).about(format_args!("vsock port {port}"))
 }
 
-fn open_pipes(streams: &Streams, identity: &Identity) -> Result<(Stdio, Relays), Fault> {
+fn open_pipes(
+    streams: &Streams,
+    identity: &Identity,
+    ports: u32,
+) -> Result<(Stdio, Relays), Fault> {
     let Identity { uid, gid, .. } = *identity;
     let mut stdio: Stdio = [const { None }; 3];
     let mut relays =
@@ -75,7 +80,7 @@ fn open_pipes(streams: &Streams, identity: &Identity) -> Result<(Stdio, Relays),
         let (read, write) = pipe().about("pipe")?;
         give_to(&read, uid, gid).about("pipe")?;
         stdio[0] = Some(read);
-        relays.input = Some((host(port::STDIN)?, File::from(write)));
+        relays.input = Some((host(ports, port::STDIN)?, File::from(write)));
     }
     for (fd, port) in [(1, port::STDOUT), (2, port::STDERR)] {
         if streams.closed[fd] {
@@ -88,12 +93,16 @@ fn open_pipes(streams: &Streams, identity: &Identity) -> Result<(Stdio, Relays),
         let (read, write) = pipe().about("pipe")?;
         give_to(&write, uid, gid).about("pipe")?;
         stdio[fd] = Some(write);
-        relays.outputs.push((File::from(read), host(port)?));
+        relays.outputs.push((File::from(read), host(ports, port)?));
     }
     Ok((stdio, relays))
 }
 
-fn open_terminal(window: Window, identity: &Identity) -> Result<(Stdio, Relays), Fault> {
+fn open_terminal(
+    window: Window,
+    identity: &Identity,
+    ports: u32,
+) -> Result<(Stdio, Relays), Fault> {
     let master = open_device(c"/dev/ptmx").about("/dev/ptmx")?;
     // SAFETY: unlockpt and TIOCGPTPEER take numbers; the new descriptor is
     // nobody else's.
@@ -113,8 +122,8 @@ fn open_terminal(window: Window, identity: &Identity) -> Result<(Stdio, Relays),
     let stdio = [Some(twin()?), Some(twin()?), Some(slave)];
     let twin = || master.try_clone().about("pseudo-terminal");
     let relays = Relays {
-        input: Some((host(port::STDIN)?, twin()?)),
-        outputs: vec![(twin()?, host(port::STDOUT)?)],
+        input: Some((host(ports, port::STDIN)?, twin()?)),
+        outputs: vec![(twin()?, host(ports, port::STDOUT)?)],
         rewinds: false,
         terminal: Some(master),
     };

@@ -17,6 +17,14 @@ pub enum ToGuest {
     },
     /// The terminal has another size.
     Resize(Window),
+    /// Somebody wants to run a program beside the job: a session of its own, with a
+    /// conversation of its own, over the ports from this number on. Of its
+    /// [`Spec`], the parts that are about the machine do not count, and its
+    /// environment is added to the job's.
+    Attach {
+        /// What is added to the numbers of [`super::port`].
+        ports: u32,
+    },
 }
 
 /// Of init.
@@ -86,6 +94,7 @@ pub struct Usage {
 const START: u8 = 1;
 const SIGNAL: u8 = 2;
 const RESIZE: u8 = 3;
+const ATTACH: u8 = 4;
 
 const HELLO: u8 = 1;
 const STARTED: u8 = 2;
@@ -113,6 +122,11 @@ impl ToGuest {
                 window.write(&mut frame);
                 frame.finish()
             }
+            Self::Attach { ports } => {
+                let mut frame = Writer::new(ATTACH);
+                frame.u32(*ports);
+                frame.finish()
+            }
         }
     }
 
@@ -124,6 +138,7 @@ impl ToGuest {
             START => Self::Start(Box::new(Spec::read(&mut reader)?)),
             SIGNAL => Self::Signal { number: reader.u8()?, group: reader.bool()? },
             RESIZE => Self::Resize(Window::read(&mut reader)?),
+            ATTACH => Self::Attach { ports: reader.u32()? },
             other => return Err(Error::Unknown(other)),
         };
         reader.finish()?;

@@ -17,9 +17,12 @@ pub use spec::{
 pub use wire::{Decoder, Error, MAX_TO_GUEST, MAX_TO_HOST};
 
 /// What this side speaks. The other must say the same.
-pub const VERSION: u32 = 1;
+///
+/// 2: [`ToGuest::Attach`].
+pub const VERSION: u32 = 2;
 
-/// Ports of the host (CID 2) that init connects to.
+/// Ports of the host (CID 2) that init connects to. Those of a session beside the
+/// job are these and a number that [`ToGuest::Attach`] says.
 pub mod port {
     /// Messages.
     pub const CONTROL: u32 = 1;
@@ -29,4 +32,6 @@ pub mod port {
     pub const STDOUT: u32 = 3;
     /// Its standard error, unless that is the same as its output.
     pub const STDERR: u32 = 4;
+    /// How many there are.
+    pub const COUNT: u32 = 4;
 }

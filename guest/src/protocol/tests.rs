@@ -96,6 +96,7 @@ fn to_guest() -> impl Strategy<Value = ToGuest> {
         spec().prop_map(|spec| ToGuest::Start(Box::new(spec))),
         any::<(u8, bool)>().prop_map(|(number, group)| ToGuest::Signal { number, group }),
         any::<(u16, u16)>().prop_map(|(columns, rows)| ToGuest::Resize(Window { columns, rows })),
+        any::<u32>().prop_map(|ports| ToGuest::Attach { ports }),
     ]
 }
 

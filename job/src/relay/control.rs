@@ -8,13 +8,15 @@
 
 use super::signals::{Signal, Signals};
 use super::{Report, Shared};
+use crate::named::desk::Desk;
 use devices::backend::port::terminal_size;
 use guest::protocol::{Decoder, Failure, MAX_TO_HOST, Spec, ToGuest, ToHost, VERSION, Window};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
+use std::time::Instant;
 use vmm::console::signals::stop_now;
 use vmm::console::terminal::{self, RawTerminal};
 use vmm_sys_util::eventfd::EventFd;
@@ -50,6 +52,10 @@ pub struct Control {
     decoder: Decoder,
     waiting: VecDeque<u8>,
     phase: Phase,
+    /// Visitors, of a job that has a name.
+    desk: Option<Desk>,
+    /// When the guest must have said hello.
+    deadline: Option<Instant>,
     has_terminal: bool,
     terminal: Option<RawTerminal>,
 }
@@ -77,8 +83,22 @@ impl Control {
             decoder: Decoder::new(MAX_TO_HOST),
             waiting: VecDeque::new(),
             phase: Phase::Booting,
+            desk: None,
+            deadline: None,
             terminal: None,
         }
+    }
+
+    /// Lets others visit.
+    pub fn visited(mut self, desk: Option<Desk>) -> Self {
+        self.desk = desk;
+        self
+    }
+
+    /// Waits only so long for the guest's first word.
+    pub fn until(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// Talks until the machine is to end, or has.
@@ -96,17 +116,35 @@ impl Control {
         }
         let out = if self.waiting.is_empty() { 0 } else { libc::POLLOUT };
         let watched = |fd, events| libc::pollfd { fd, events, revents: 0 };
-        let mut all = [
+        let mut all = vec![
             watched(self.signals.as_raw_fd(), libc::POLLIN),
             watched(self.drained.as_raw_fd(), libc::POLLIN),
             watched(self.socket.as_raw_fd(), libc::POLLIN | out),
         ];
+        let visitors = self.desk.as_ref().map(Desk::descriptors).unwrap_or_default();
+        all.extend(visitors.into_iter().map(|fd| watched(fd, libc::POLLIN)));
+        let left = match self.deadline.filter(|_| self.phase == Phase::Booting) {
+            None => -1,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Ok(self.refuse("it does not answer".to_owned()));
+                }
+                i32::try_from(left.as_millis()).map_or(i32::MAX, |left| left.saturating_add(1))
+            }
+        };
         // SAFETY: the list outlives the call, and its length is given.
-        if unsafe { libc::poll(all.as_mut_ptr(), all.len() as libc::nfds_t, -1) } < 0 {
+        if unsafe { libc::poll(all.as_mut_ptr(), all.len() as libc::nfds_t, left) } < 0 {
             let error = io::Error::last_os_error();
             return if error.kind() == ErrorKind::Interrupted { Ok(true) } else { Err(error) };
         }
-        let [signals, drained, socket] = all.map(|one| one.revents != 0);
+        let ready: Vec<RawFd> =
+            all.iter().filter(|one| one.revents != 0).map(|one| one.fd).collect();
+        let is_ready = |fd: RawFd| ready.contains(&fd);
+        let (signals, drained) =
+            (is_ready(self.signals.as_raw_fd()), is_ready(self.drained.as_raw_fd()));
+        let socket = is_ready(self.socket.as_raw_fd());
+        self.receive_visitors(&ready);
         if drained && let Ok(count) = self.drained.read() {
             self.outputs = self.outputs.saturating_sub(count);
         }
@@ -122,6 +160,18 @@ impl Control {
             return self.receive();
         }
         Ok(true)
+    }
+
+    fn receive_visitors(&mut self, ready: &[RawFd]) {
+        let state = match self.phase {
+            Phase::Booting | Phase::Starting => "starting",
+            Phase::Running => "running",
+            Phase::Ended => "ended",
+        };
+        let wanted = self.desk.as_mut().map(|desk| desk.serve(ready, state));
+        for ports in wanted.unwrap_or_default() {
+            self.say(&ToGuest::Attach { ports });
+        }
     }
 
     /// A signal has come. `false`: it ends the runner.
@@ -182,6 +232,7 @@ impl Control {
         match (&self.phase, message) {
             (Phase::Booting, ToHost::Hello { version: VERSION }) => {
                 self.phase = Phase::Starting;
+                crate::mark("init is there");
                 if let Some(spec) = self.spec.take() {
                     self.waiting.extend(ToGuest::Start(Box::new(spec)).encode());
                 }
@@ -203,6 +254,7 @@ impl Control {
             (Phase::Running, ToHost::Stopped { signal }) => self.stop(signal),
             (Phase::Running, ToHost::Ended { how, usage, input }) => {
                 self.phase = Phase::Ended;
+                crate::mark("job has ended");
                 self.shared.report(Report::Ended { how, usage, input });
             }
             (phase, other) => return self.refuse(format!("{other:?} while {phase:?}")),
@@ -212,6 +264,7 @@ impl Control {
 
     fn started(&mut self) {
         self.phase = Phase::Running;
+        crate::mark("job has started");
         if self.has_terminal {
             self.terminal = RawTerminal::stdin();
         }

@@ -13,8 +13,8 @@ pub mod signals;
 mod streams;
 
 use crate::Error;
+use crate::named::desk::Desk;
 use control::Control;
-use devices::backend::prepared::Prepared;
 use guest::protocol::{Failure, How, Spec, Streams, Usage, port};
 use signals::Signals;
 use std::fs::File;
@@ -24,6 +24,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 use vmm::ending::Ending;
 use vmm::sandbox;
 use vmm_sys_util::eventfd::EventFd;
@@ -74,6 +75,7 @@ pub struct Relay {
     shared: Shared,
     control: JoinHandle<()>,
     outputs: Vec<(&'static str, JoinHandle<io::Result<()>>)>,
+    has_machine: bool,
 }
 
 /// What the job has said and done.
@@ -84,10 +86,25 @@ pub struct Finished {
     pub lost: Option<Error>,
 }
 
+/// Who else there is beside the job.
+#[derive(Default)]
+pub struct Others {
+    /// Those who come to a job with a name.
+    pub desk: Option<Desk>,
+    /// When the guest of another's machine must have answered.
+    pub deadline: Option<Instant>,
+}
+
 impl Relay {
-    /// Starts the threads. Returns the guest's ends of their sockets, too.
-    pub fn start(spec: Spec, signals: Signals, ending: Ending) -> Result<(Self, Prepared), Error> {
+    /// Starts the threads. Returns the guest's ends of their sockets, too, by port.
+    pub fn start(
+        spec: Spec,
+        signals: Signals,
+        ending: Ending,
+        others: Others,
+    ) -> Result<(Self, Vec<(u32, UnixStream)>), Error> {
         let shared = Shared { ending, report: Arc::default() };
+        let has_machine = others.deadline.is_none();
         let mut ports = Vec::new();
         let mut socket = |port| -> Result<UnixStream, Error> {
             let (ours, theirs) = UnixStream::pair().map_err(Error::host("socket"))?;
@@ -104,13 +121,13 @@ impl Relay {
         let streams = &spec.streams;
         if streams.terminal.is_some() || !streams.closed[0] {
             let (raw, to) = (streams.terminal.is_some(), socket(port::STDIN)?);
-            spawn("input", input(to, raw, wait, null.clone()))?;
+            spawn("input", sandbox::relay(), input(to, raw, wait, null.clone()))?;
         }
         let mut outputs = Vec::new();
         for (fd, port, name) in wanted(streams) {
             let (from, null) = (socket(port)?, null.clone());
             let drained = drained.try_clone().map_err(Error::host("eventfd"))?;
-            let thread = spawn(name, move || {
+            let thread = spawn(name, sandbox::relay(), move || {
                 let result = streams::output(from, fd, &null);
                 // It can fail only when it is full, and then it is readable.
                 let _ = drained.write(1);
@@ -120,26 +137,37 @@ impl Relay {
         }
         let counted = (drained, outputs.len() as u64);
         let control = Control::new(conversation, signals, shared.clone(), counted, begin, spec);
-        let control = spawn("control", move || control.run())?;
-        let prepared = Prepared::new(ports).map_err(Error::host("socket"))?;
-        Ok((Self { shared, control, outputs }, prepared))
+        let filter = if others.desk.is_some() { sandbox::desk() } else { sandbox::relay() };
+        let control = control.visited(others.desk).until(others.deadline);
+        let control = spawn("control", filter, move || control.run())?;
+        Ok((Self { shared, control, outputs, has_machine }, ports))
     }
 
     /// Waits until all that came of the guest is written. The machine has ended, and
     /// with it the guest's ends of the sockets. A runner that was told to end does
     /// not wait for readers of its output.
+    ///
+    /// Outputs of a session beside a job end only if its guest has told its end.
     pub fn finish(self) -> Finished {
         // A thread that panics ends this process.
-        let _ = self.control.join();
+        let Self { shared, control, outputs, has_machine } = self;
+        let _ = control.join();
         let mut lost = None;
-        if !matches!(&*self.shared.lock(), Some(Report::Killed(_))) {
-            for (stream, thread) in self.outputs {
+        let report = shared.lock().take();
+        let all_comes = match report {
+            Some(Report::Killed(_)) => false,
+            Some(Report::Ended { .. }) => true,
+            // With a machine all its streams end.
+            _ => has_machine,
+        };
+        if all_comes {
+            for (stream, thread) in outputs {
                 if let Ok(Err(source)) = thread.join() {
                     lost.get_or_insert(Error::Output { stream, source });
                 }
             }
         }
-        Finished { report: self.shared.lock().take(), lost }
+        Finished { report, lost }
     }
 }
 
@@ -172,9 +200,9 @@ fn input(
 
 fn spawn<T: Send + 'static>(
     name: &str,
+    filter: sandbox::Filter,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
-    let filter = sandbox::relay();
     let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
         filter.install().expect("the filters of other threads can be installed");
         body()

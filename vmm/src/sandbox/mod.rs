@@ -308,6 +308,16 @@ pub fn console() -> Filter {
     filter("console", &[COMMON, CONSOLE], &[only(libc::SYS_ioctl, 1, CONSOLE_IOCTLS), CLOSING])
 }
 
+/// The same, and visitors of a job that has a name: their requests, what they hand
+/// over, and the end of the name.
+const DESK: &[i64] = &[libc::SYS_accept4, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_unlink];
+
+/// The filter of the thread of a job's runner that visitors come to, too.
+pub fn desk() -> Filter {
+    let conditional = [only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING];
+    filter("relay", &[COMMON, RELAY, DESK], &conditional)
+}
+
 /// The filter of the threads that a job's runner has beside its machine.
 pub fn relay() -> Filter {
     filter("relay", &[COMMON, RELAY], &[only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING])
@@ -456,6 +466,7 @@ mod tests {
             vcpu(VcpuNeeds { board: true, chips: Chips::User, statistics: true }),
             console(),
             relay(),
+            desk(),
             event_loop(Needs::default()),
             event_loop(Needs { local_sockets: true, ..Needs::default() }),
             event_loop(Needs { control: true, ..Needs::default() }),

@@ -6,6 +6,7 @@ mod first_run;
 mod io;
 mod io_host;
 mod io_report;
+mod job;
 mod memory;
 mod report;
 mod spectrum;
@@ -25,6 +26,11 @@ pub enum BenchCommand {
     Spectrum(spectrum::SpectrumArguments),
     /// What a request costs each device with no guest, and cost at an earlier commit
     Devices(devices::DevicesArguments),
+    /// Start and end of a job, beside podman, crun and bubblewrap, and where the time goes
+    Job(job::JobArguments),
+    /// For `job`, inside the rig
+    #[command(hide = true)]
+    JobHost(job::HostArguments),
     /// For `io`, inside the rig: the host's end of the guest's connections
     #[command(hide = true)]
     IoHost(io_host::HostArguments),
@@ -52,6 +58,8 @@ impl BenchCommand {
             Self::Spectrum(arguments) => arguments.run(),
             Self::Io(arguments) => arguments.run(),
             Self::IoHost(arguments) => arguments.run(),
+            Self::Job(arguments) => arguments.run(),
+            Self::JobHost(arguments) => arguments.run(),
             Self::FirstRun { starts, command } => {
                 println!("{}", first_run::median(&command, starts)?.as_micros());
                 Ok(0)
