@@ -411,7 +411,6 @@ pub struct Args {
     #[arg(
         long,
         value_name = "LEVEL",
-        global = true,
         default_value = "warn",
         hide_default_value = true,
         hide_possible_values = true,
@@ -707,7 +706,7 @@ mod tests {
             (&["run", "--colour", "image"], "--colour"),
             (&["run", "--cpus", "x", "image"], "--cpus"),
             (&["run"], "IMAGE"),
-            (&["exec", "-a"], "exec"),
+            (&["exec", "-a"], "-a"),
             (&["stray"], "stray"),
             (&["--kernel"], "--kernel"),
         ] {

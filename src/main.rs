@@ -103,8 +103,8 @@ fn main() -> ExitCode {
         Some(Command::Ctl(wanted)) => ask(wanted),
         Some(Command::Compare(wanted)) => run_compare(*wanted),
         Some(Command::Spectrum(wanted)) => wanted.run(),
-        Some(Command::Run(wanted)) => run_job(*wanted, args.log),
-        Some(Command::Exec(wanted)) => exec(wanted, args.log),
+        Some(Command::Run(wanted)) => run_job(*wanted),
+        Some(Command::Exec(wanted)) => exec(wanted),
         Some(Command::Ps(wanted)) => list_jobs(&wanted),
         Some(Command::Stop(wanted)) => stop_job(&wanted),
         Some(Command::Image(command)) => image_commands::run(command),
@@ -143,8 +143,8 @@ fn run_machine(config: &Config) -> Result<Exit, Error> {
 }
 
 /// Ends as the job does.
-fn run_job(wanted: RunArgs, level: Level) -> Result<u8, Error> {
-    logger::install(level.into());
+fn run_job(wanted: RunArgs) -> Result<u8, Error> {
+    logger::install(wanted.log.into());
     BROKEN.store(job::status::FAILED, Ordering::Relaxed);
     let mut bar = Bar::default();
     let job = Job::prepare(wanted.into_options(), &mut bar)?;
@@ -164,8 +164,8 @@ fn end_as(outcome: Outcome) -> u8 {
 }
 
 /// Runs a program beside a job.
-fn exec(wanted: ExecArgs, level: Level) -> Result<u8, Error> {
-    logger::install(level.into());
+fn exec(wanted: ExecArgs) -> Result<u8, Error> {
+    logger::install(Level::Warn.into());
     BROKEN.store(job::status::FAILED, Ordering::Relaxed);
     Ok(end_as(job::exec::run(wanted.into_options())?))
 }

@@ -125,6 +125,17 @@ pub struct RunArgs {
     )]
     pub isolation: job::Isolation,
 
+    /// What to report: off, error, warn, info, debug or trace [default: warn]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "warn",
+        hide_default_value = true,
+        hide_possible_values = true,
+        help_heading = "The machine"
+    )]
+    pub log: crate::args::Level,
+
     /// Set a variable, or keep the caller's; may be given more than once
     #[arg(long, value_name = "NAME[=VALUE]", help_heading = "The job")]
     pub env: Vec<String>,
