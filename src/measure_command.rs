@@ -23,7 +23,7 @@ use vmm::host;
 /// of the host's is used. Exits with 0 if every mode was measured, with 4 if
 /// some could not be.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(next_line_help = true, verbatim_doc_comment)]
 pub struct SpectrumArgs {
     /// Print the report as JSON; with --measure, to a file if one is named
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
