@@ -322,13 +322,13 @@ pub struct Args {
     /// Who provides interrupts and timers: kernel, pv, split or user
     ///
     /// kernel is KVM, as hardware would; pv also has KVM's clock and its
-    /// other features, which kernel hides. split leaves the local APICs to KVM
-    /// and has microvm do the rest, with the mode's features. user is all of it
-    /// in microvm: slow, for one vCPU, and without virtio.
+    /// other features, which kernel hides. split leaves the local APICs to
+    /// KVM and has microvm do the rest, with the mode's features. user is
+    /// all of it in microvm: slow, for one vCPU, and without virtio.
     #[arg(verbatim_doc_comment, long, value_name = "WHO", help_heading = "The spectrum")]
     intr: Option<Intr>,
 
-    /// Which of KVM's features there are, where there are any [default: all=on]
+    /// Which of KVM's features there are, if any [default: all=on]
     ///
     /// NAME is all, or one of clock, nop-io-delay, async-pf, steal-time, eoi,
     /// unhalt, tlb-flush, ipi, poll-control, sched-yield and stable-clock.

@@ -52,7 +52,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "LIST")]
     subjects: Option<Subjects>,
 
-    /// Under a minute on real hardware
+    /// Few repetitions: what can be had in about a minute
     #[arg(long, conflicts_with = "full")]
     quick: bool,
 
