@@ -52,7 +52,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "LIST")]
     subjects: Option<Subjects>,
 
-    /// Few repetitions: what can be had in about a minute
+    /// Few repetitions: enough to see factors
     #[arg(long, conflicts_with = "full")]
     quick: bool,
 
