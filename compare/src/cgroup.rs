@@ -1,7 +1,6 @@
 //! Control groups with limits, where this user may make any: version 2 by
 //! `CLONE_INTO_CGROUP`, version 1 by `cgroup.procs` of each hierarchy.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -54,12 +53,7 @@ impl Group {
 
     fn add(&mut self, controllers: &str, path: &str, name: &str) -> io::Result<()> {
         let unified = controllers.is_empty();
-        let mount = match unified {
-            true if Path::new(MOUNT).join("cgroup.controllers").exists() => PathBuf::from(MOUNT),
-            true => Path::new(MOUNT).join("unified"),
-            false => Path::new(MOUNT).join(controllers),
-        };
-        let directory = mount.join(path.trim_start_matches('/')).join(name);
+        let directory = place(controllers, path).join(name);
         fs::create_dir(&directory)?;
         self.directories.push(directory.clone());
         let mut limits = 0;
@@ -97,18 +91,45 @@ impl Group {
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        for directory in &self.directories {
-            let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else { continue };
-            // Whoever was in it has ended, and may take a moment to be gone.
-            for _ in 0..200 {
-                // SAFETY: the string ends with NUL.
-                if unsafe { libc::rmdir(path.as_ptr()) } == 0 || !directory.exists() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5));
+/// Where this group of this hierarchy is.
+fn place(controllers: &str, path: &str) -> PathBuf {
+    let mount = match controllers {
+        "" if Path::new(MOUNT).join("cgroup.controllers").exists() => PathBuf::from(MOUNT),
+        "" => Path::new(MOUNT).join("unified"),
+        _ => Path::new(MOUNT).join(controllers.trim_start_matches("name=")),
+    };
+    mount.join(path.trim_start_matches('/'))
+}
+
+/// Takes away the groups with this prefix that runtimes have made below this
+/// process's own ones, in whatever hierarchy: one that is killed while it makes
+/// them does not know of all of them.
+pub fn sweep(prefix: &str) {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let Ok(groups) = fs::read_dir(place(controllers, path)) else { continue };
+        for group in groups.flatten() {
+            if group.file_name().as_bytes().starts_with(prefix.as_bytes()) {
+                remove(&group.path());
             }
         }
+    }
+}
+
+/// Whoever was in it has ended, and may take a moment to be gone.
+fn remove(directory: &Path) {
+    for _ in 0..200 {
+        if fs::remove_dir(directory).is_ok() || !directory.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.directories.iter().for_each(|directory| remove(directory));
     }
 }

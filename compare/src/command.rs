@@ -1,7 +1,7 @@
 //! How each subject is started: one program, in the way that its users would.
 
 use crate::Error;
-use crate::cgroup::Group;
+use crate::cgroup::{self, Group};
 use crate::namespaces::Setup;
 use crate::place::Place;
 use crate::spawn::{Order, job_plain, last_words};
@@ -284,6 +284,7 @@ impl Workshop {
                     .status();
             }
         }
+        cgroup::sweep(&format!("microvm-compare-{}-", std::process::id()));
     }
 
     /// A bundle as the runtime itself would describe it, but for its program.

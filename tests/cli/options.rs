@@ -93,7 +93,6 @@ fn values_that_no_machine_can_have_are_refused() {
         (["--memory", "1M"], "32M"),
         (["--cmdline", "a\nb"], "one line"),
         (["--board", "bios"], "leave out --kernel"),
-        (["--intr", "split"], "not yet"),
     ] {
         let text = refused(&run(&[&["--kernel", "k"], &words[..]].concat()), 3);
         assert!(text.contains(part), "{words:?}: {text}");
