@@ -30,7 +30,7 @@ pub fn mode(subject: &Subject, alone: &Ran, pair: Option<&Ran>, clock: Clock) ->
     mode.row = alone.config.row();
     let nothing = nothing(marks);
     let figure = |operation: Operation| Figure {
-        operation: operation.word(),
+        operation: operation.word().to_owned(),
         value: match Interval::find(marks, operation) {
             _ if told.is_void(operation) => told.why(operation),
             Some(interval) => value(&interval, operation, nothing, &map),
@@ -48,7 +48,7 @@ pub fn mode(subject: &Subject, alone: &Ran, pair: Option<&Ran>, clock: Clock) ->
     ];
     mode.operations.extend(ALONE.map(figure));
     let ipi = pair.map_or_else(|| two_are_needed(subject), |pair| second(pair, clock));
-    mode.operations.push(Figure { operation: Operation::Ipi.word(), value: ipi });
+    mode.operations.push(Figure { operation: Operation::Ipi.word().to_owned(), value: ipi });
     mode.read = steps(marks, Operation::OneRead, &map);
     mode.packet = steps(marks, Operation::OnePacket, &map);
     mode.boot = boot;
@@ -218,10 +218,11 @@ impl<'a> Interval<'a> {
         let memory = of(&|kind| matches!(kind, Kind::MemoryRead | Kind::MemoryWrite));
         let processor =
             of(&|kind| matches!(kind, Kind::Halt | Kind::Window | Kind::Ended | Kind::Called));
+        let reason = |name: &str, exits, user| Reason { name: name.to_owned(), exits, user };
         let mut reasons = vec![
-            Reason { name: "port, to microvm", exits: ports, user: true },
-            Reason { name: "register in memory, to microvm", exits: memory, user: true },
-            Reason { name: "HLT and interrupts, to microvm", exits: processor, user: true },
+            reason("port, to microvm", ports, true),
+            reason("register in memory, to microvm", memory, true),
+            reason("HLT and interrupts, to microvm", processor, true),
         ];
         if let Some(total) = self.exits() {
             let statistic = |name| self.statistic(name).unwrap_or(0);
@@ -244,9 +245,9 @@ impl<'a> Interval<'a> {
             for (name, exits) in in_kernel {
                 let exits = exits.min(left);
                 left -= exits;
-                reasons.push(Reason { name, exits, user: false });
+                reasons.push(reason(name, exits, false));
             }
-            reasons.push(Reason { name: "CPUID, MSR, APIC and others", exits: left, user: false });
+            reasons.push(reason("CPUID, MSR, APIC and others", left, false));
         }
         reasons.retain(|reason| reason.exits > 0);
         reasons
@@ -351,8 +352,10 @@ fn milestones(
     (begin, end): (&Mark, &Mark),
 ) -> Vec<Milestone> {
     let since = |at: u64| at.saturating_sub(begin.left);
-    let there = |name, at: u64, note: String| Milestone { name, at: Some(at), note };
-    let missing = |name, why: &str| Milestone { name, at: None, note: why.to_owned() };
+    let there =
+        |name: &str, at: u64, note: String| Milestone { name: name.to_owned(), at: Some(at), note };
+    let missing =
+        |name: &str, why: &str| Milestone { name: name.to_owned(), at: None, note: why.to_owned() };
     let mut all = vec![there("entry", 0, "the first KVM_RUN".to_owned())];
     let first = ran.record.marks.get(1).and_then(|mark| mark.trace.first());
     if let Some(access) = first {

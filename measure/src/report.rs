@@ -1,7 +1,7 @@
 //! What is found, as plain data: the JSON form is this.
 
 use crate::{Options, Subject, eoi};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vmm::host::spectrum::{self, Row};
 
@@ -54,12 +54,12 @@ pub struct Place {
 }
 
 /// One subject's figures.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Mode {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// What it is.
-    pub about: &'static str,
+    pub about: String,
     /// Its row of the table, in words.
     pub row: String,
     /// The row of [`Report::table`] that it is, or is a variant of.
@@ -81,7 +81,7 @@ pub struct Mode {
 }
 
 /// From the first entry to init.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Boot {
     /// Units of the clock.
     pub time: u64,
@@ -102,10 +102,10 @@ pub struct Boot {
 }
 
 /// A reason for exits.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reason {
     /// In words.
-    pub name: &'static str,
+    pub name: String,
     /// How many.
     pub exits: u64,
     /// Whether they went to user space.
@@ -113,7 +113,7 @@ pub struct Reason {
 }
 
 /// A register and how often it was touched.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Register {
     /// Port or address, in hexadecimal.
     pub address: String,
@@ -128,20 +128,20 @@ pub struct Register {
 }
 
 /// A point on the way to init.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Milestone {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// When, in units of the clock since the first entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
     /// What it was, or why it is not there.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
 }
 
 /// A silence of the kernel's log.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Gap {
     /// Milliseconds of the guest's clock.
     pub ms: f64,
@@ -152,7 +152,7 @@ pub struct Gap {
 }
 
 /// A message of the kernel's.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Log {
     /// Microseconds of the guest's clock.
     pub us: u64,
@@ -163,17 +163,17 @@ pub struct Log {
 }
 
 /// The cost of an operation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Figure {
     /// Which.
-    pub operation: &'static str,
+    pub operation: String,
     /// What it cost.
     #[serde(flatten)]
     pub value: Value,
 }
 
 /// What an operation cost, each time, or why that is not known.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
     /// It was measured.
@@ -197,7 +197,7 @@ pub enum Value {
         /// Registers that were touched.
         registers: Vec<Register>,
         /// What to know about it.
-        #[serde(skip_serializing_if = "String::is_empty")]
+        #[serde(default, skip_serializing_if = "String::is_empty")]
         note: String,
     },
     /// It was not.
@@ -208,7 +208,7 @@ pub enum Value {
 }
 
 /// One exit to user space.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Step {
     /// When, in units of the clock since the begin.
     pub at: u64,
@@ -222,8 +222,8 @@ impl Mode {
     /// A mode of which nothing is known but why.
     pub fn failed(subject: &Subject, problem: String) -> Self {
         Self {
-            name: subject.name,
-            about: subject.about,
+            name: subject.name.to_owned(),
+            about: subject.about.to_owned(),
             row: String::new(),
             table_row: subject.mode().to_string(),
             is_row: subject.is_row(),
@@ -236,6 +236,10 @@ impl Mode {
         }
     }
 
+    fn has(&self, operation: &str) -> bool {
+        self.value(operation).is_some()
+    }
+
     /// The cost of an operation, if it was measured.
     pub fn value(&self, operation: &str) -> Option<&Value> {
         self.operations.iter().find(|figure| figure.operation == operation).map(|f| &f.value)
@@ -244,7 +248,7 @@ impl Mode {
 
 impl Report {
     /// Puts the figures beside what the host is.
-    pub fn new(options: &Options, modes: Vec<Mode>) -> Self {
+    pub fn new(options: &Options, mut modes: Vec<Mode>) -> Self {
         let host = spectrum::examine();
         let because = [host.privileged_instructions.because, host.page_tables.because].concat();
         let place = Place {
@@ -256,12 +260,11 @@ impl Report {
             kernel: options.kernel.display().to_string(),
             quick: options.quick,
         };
-        let mut modes = modes;
-        for mode in modes.iter_mut().filter(|mode| mode.boot.is_some()) {
+        for mode in modes.iter_mut().filter(|mode| mode.boot.is_some() && !mode.has("eoi")) {
             let subject = options.subjects.iter().find(|subject| subject.name == mode.name);
             if let Some(subject) = subject {
                 let value = eoi::cost(subject, &host.costs);
-                mode.operations.push(Figure { operation: "eoi", value });
+                mode.operations.push(Figure { operation: "eoi".to_owned(), value });
             }
         }
         Self { version: VERSION, place, table: host.rows, because, modes }
@@ -324,14 +327,19 @@ pub mod tests {
             registers: Vec::new(),
             note: String::new(),
         };
-        Figure { operation, value }
+        Figure { operation: operation.to_owned(), value }
     }
 
     fn mode(name: &str, exits: u64) -> Mode {
         let mut mode = Mode::failed(&name.parse().unwrap(), String::new());
         mode.problem = None;
         mode.row = "disk and network VS".to_owned();
-        let reason = |name, exits, user| Reason { name, exits, user };
+        let reason = |name: &str, exits, user| Reason { name: name.to_owned(), exits, user };
+        let milestone = |name: &str, at, note: &str| Milestone {
+            name: name.to_owned(),
+            at: Some(at),
+            note: note.to_owned(),
+        };
         mode.boot = Some(Boot {
             time: exits * 10_000,
             exits: Some(exits),
@@ -345,17 +353,15 @@ pub mod tests {
                 reads: 10.0,
                 writes: 2.0,
             }],
-            milestones: vec![
-                Milestone { name: "entry", at: Some(0), note: String::new() },
-                Milestone { name: "init", at: Some(exits * 10_000), note: "<b>&".to_owned() },
-            ],
+            milestones: vec![milestone("entry", 0, ""), milestone("init", exits * 10_000, "<b>&")],
             gaps: Vec::new(),
         });
         mode.operations = ["read", "write", "read-stream", "write-stream", "send-stream", "tick"]
             .map(|operation| figure(operation, exits as f64 / 100.0))
             .into();
         let why = "no card </script><script>alert(1)</script>".to_owned();
-        mode.operations.push(Figure { operation: "packet", value: Value::Missing { why } });
+        let value = Value::Missing { why };
+        mode.operations.push(Figure { operation: "packet".to_owned(), value });
         mode.read = vec![Step { at: 10, device: "IDE".to_owned(), what: "OUT 0x1f7".to_owned() }];
         mode
     }
@@ -376,6 +382,15 @@ pub mod tests {
             table: Vec::new(),
             because: Vec::new(),
             modes: vec![mode("hvm", 4000), mode("pv", 1000)],
+        }
+    }
+    /// What one process writes another reads.
+    #[test]
+    fn modes_are_read_as_they_are_written() {
+        for mode in sample().modes {
+            let text = serde_json::to_string(&mode).unwrap();
+            let read: Mode = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), text);
         }
     }
 }

@@ -176,20 +176,18 @@ fn write_columns(out: &mut String, heading: &str, report: &Report, columns: &[Co
 /// What is not there is told once for all modes that lack it for the same reason.
 fn write_missing(out: &mut String, report: &Report) {
     let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
-    let mut add = |what: String, mode: &'static str| match reasons
-        .iter_mut()
-        .find(|(reason, _)| *reason == what)
+    let mut add = |what: String, mode| match reasons.iter_mut().find(|(reason, _)| *reason == what)
     {
         Some((_, modes)) => modes.push(mode),
         None => reasons.push((what, vec![mode])),
     };
     for mode in &report.modes {
         if let Some(problem) = &mode.problem {
-            add(problem.clone(), mode.name);
+            add(problem.clone(), mode.name.as_str());
         }
         for figure in &mode.operations {
             if let Value::Missing { why } = &figure.value {
-                add(format!("{}: {why}", figure.operation), mode.name);
+                add(format!("{}: {why}", figure.operation), mode.name.as_str());
             }
         }
     }
@@ -230,7 +228,7 @@ fn write_registers(out: &mut String, report: &Report) {
     for mode in &report.modes {
         let Some(boot) = &mode.boot else { continue };
         for (number, register) in boot.registers.iter().take(REGISTERS).enumerate() {
-            let name = if number == 0 { mode.name } else { "" };
+            let name = if number == 0 { mode.name.as_str() } else { "" };
             let count = register.reads + register.writes;
             let _ = writeln!(
                 out,
