@@ -83,9 +83,7 @@ impl Error {
 }
 
 /// Measures every mode by `one`, which has another process do it, and puts them
-/// together: what a machine leaves behind in its process is no other's. (With all
-/// of them in one process, in the emulated host, one guest in forty or so slept
-/// and was never woken; why is not known. With a process for each, none did.)
+/// together: what a machine leaves behind in its process is no other's.
 pub fn measure_apart(
     options: &Options,
     mut one: impl FnMut(&Subject) -> Result<Mode, Error>,

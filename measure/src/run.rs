@@ -17,8 +17,10 @@ use vmm::exit::Exit;
 use vmm::machine::{self, Attached};
 use vmm::record::{Record, Recorder};
 
-/// No machine is waited for longer, even where it is emulated itself.
+/// No machine is waited for longer, even where it is emulated itself; and with few
+/// repetitions.
 const LIMIT: Duration = Duration::from_secs(180);
+const QUICK_LIMIT: Duration = Duration::from_secs(90);
 /// The size of the disk that is overwritten: unlikely to be another's, and there is
 /// room for all that is read and written.
 const SCRATCH_SIZE: u64 = (8 << 20) + (4 << 10);
@@ -49,7 +51,9 @@ impl Bench<'_> {
     pub fn run(&self, subject: &Subject) -> Result<Mode, Error> {
         let what = if self.options.quick { "quick" } else { "full" };
         let alone = self.boot(subject, what, 1)?;
-        let pair = subject.can_have_two().then(|| self.boot(subject, "ipi", 2)).transpose()?;
+        // One that does not end would not with another processor either.
+        let second = subject.can_have_two() && alone.exit == Exit::Told;
+        let pair = second.then(|| self.boot(subject, "ipi", 2)).transpose()?;
         Ok(figures::mode(subject, &alone, pair.as_ref(), self.options.clock))
     }
 
@@ -65,7 +69,8 @@ impl Bench<'_> {
                 end.end(Exit::Told);
             }
         }));
-        let exit = run_within_limit(&config, ending, recorder.clone())?;
+        let limit = if self.options.quick { QUICK_LIMIT } else { LIMIT };
+        let exit = run_within_limit(&config, limit, ending, recorder.clone())?;
         Ok(Ran { record: recorder.take(), config, exit })
     }
 
@@ -123,13 +128,14 @@ impl Bench<'_> {
 /// it when it takes too long.
 fn run_within_limit(
     config: &Config,
+    limit: Duration,
     ending: Ending,
     recorder: Arc<Recorder>,
 ) -> Result<Exit, Error> {
     let (finished, wait) = mpsc::channel::<()>();
     let watched = ending.clone();
     let watchdog = thread::spawn(move || {
-        if wait.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if wait.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
             watched.end(Exit::Signal(SIGALRM));
         }
     });
