@@ -9,7 +9,7 @@ use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use vmm::config::{
     Balloon, BoardKind, Config, ConfigError, Console, Disk, DiskBus, Intr, MetricsConfig, Mode,
@@ -548,7 +548,7 @@ fn read_config(path: &Path) -> Result<Config, ArgsError> {
     let mut text = String::new();
     let size = File::open(path)
         .and_then(|file| file.take(MAX_CONFIG + 1).read_to_string(&mut text))
-        .map_err(|error| unreadable(plain(&error)))?;
+        .map_err(|error| unreadable(vmm::plain(&error)))?;
     if size as u64 > MAX_CONFIG {
         return Err(unreadable("larger than 1 MiB".to_owned()));
     }
@@ -559,15 +559,6 @@ fn read_config(path: &Path) -> Result<Config, ArgsError> {
         fields.entry("kernel").or_insert_with(|| Value::String(String::new()));
     }
     serde_json::from_value(value).map_err(parse)
-}
-
-/// An error without Rust's `(os error N)`.
-pub fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((plain, _)) => plain.to_owned(),
-        None => text,
-    }
 }
 
 /// What clap says about a command line, in one line.

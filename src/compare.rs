@@ -1,6 +1,5 @@
 //! `microvm compare`: options in, a report out.
 
-use crate::args::plain;
 use ::compare::{Effort, Options, Progress, Report, Subject, Subjects, diff, html, text};
 use clap::{Args, Subcommand};
 use std::ffi::OsString;
@@ -113,7 +112,7 @@ pub enum Error {
     #[error(transparent)]
     Report(#[from] diff::Error),
     /// The page can't be written.
-    #[error("html {path}: {}: choose another place", plain(.source), path = path.display())]
+    #[error("html {path}: {}: choose another place", vmm::plain(.source), path = path.display())]
     Html {
         /// Where.
         path: PathBuf,
@@ -121,7 +120,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Which program this is can't be told.
-    #[error("/proc/self/exe: {}", plain(.0))]
+    #[error("/proc/self/exe: {}", vmm::plain(.0))]
     Own(io::Error),
 }
 

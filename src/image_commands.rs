@@ -170,18 +170,10 @@ fn table(report: &Report) -> String {
     let mut text = String::new();
     for (name, value) in lines {
         // What an image says must not write on the terminal what it likes.
-        let value: String = value.chars().flat_map(visible).collect();
+        let value = vmm::visible(&value);
         let _ = writeln!(text, "{name:<14}{value}");
     }
     text
-}
-
-fn visible(character: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = match character.is_control() {
-        true => (Some(character.escape_default()), None),
-        false => (None, Some(character)),
-    };
-    escaped.into_iter().flatten().chain(plain)
 }
 
 fn describe(description: &Description, lines: &mut Vec<(&'static str, String)>) {

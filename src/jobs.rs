@@ -129,11 +129,11 @@ fn row(found: &Found, now: u64) -> [String; 8] {
         ];
     };
     // A name or command is anybody's text, a terminal no place for its controls.
-    let plain = |text: &str| text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    let (state, image): (String, String) = (plain(&about.state), plain(&about.image));
+    let [state, image, command] =
+        [&about.state, &about.image, &about.command].map(|text| vmm::visible(text));
     let seconds = now.saturating_sub(about.started);
     let memory = format!("{}M", about.memory >> 20);
-    [name, pid, state, time(seconds), about.cpus.to_string(), memory, image, plain(&about.command)]
+    [name, pid, state, time(seconds), about.cpus.to_string(), memory, image, command]
 }
 
 fn time(seconds: u64) -> String {

@@ -56,17 +56,7 @@ pub fn say(text: &str) {
 /// A raw terminal needs to be told to go back to the first column; and a line
 /// is one line, whatever a file name holds.
 fn line(text: &str, raw: bool) -> String {
-    let mut line = String::with_capacity(text.len() + 16);
-    line.push_str("microvm: ");
-    for c in text.chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line.push_str(if raw { "\r\n" } else { "\n" });
-    line
+    format!("microvm: {}{}", vmm::visible(text), if raw { "\r\n" } else { "\n" })
 }
 
 #[cfg(test)]

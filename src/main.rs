@@ -46,9 +46,9 @@ enum Error {
     /// About a job that is somebody else's to end.
     #[error(transparent)]
     Named(job::Error),
-    #[error("signals: {}", args::plain(.0))]
+    #[error("signals: {}", vmm::plain(.0))]
     Signals(io::Error),
-    #[error("standard output: {}", args::plain(.0))]
+    #[error("standard output: {}", vmm::plain(.0))]
     Output(io::Error),
     #[error(transparent)]
     Image(#[from] job::image::Error),

@@ -1,7 +1,7 @@
 //! `microvm spectrum`: the host's table, or with `--measure` what its rows cost.
 
 use crate::args::ArgsError;
-use crate::{Error, args, print, print_json, style};
+use crate::{Error, print, print_json, style};
 use clap::Args;
 use measure::{Clock, Mode, Options, Subject};
 use serde::Deserialize;
@@ -200,5 +200,5 @@ fn show(json: bool) -> Result<u8, Error> {
 
 /// A report that can't be written, in a line.
 pub fn told(path: &Path, error: &io::Error) -> String {
-    format!("{}: {}", path.display(), args::plain(error))
+    format!("{}: {}", path.display(), vmm::plain(error))
 }

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::cgroup::{self, Group};
 use crate::namespaces::Setup;
 use crate::place::Place;
-use crate::spawn::{Order, job_plain, last_words};
+use crate::spawn::{Order, last_words};
 use crate::subject::{Subject, Tool};
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -13,6 +13,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use vmm::host::find_command;
 
 /// Of every virtual machine.
 const MEMORY: &str = "256M";
@@ -52,7 +53,7 @@ impl Workshop {
         let place = Place::new().map_err(Error::host("scratch directory"))?;
         let kernel = job::kernel::find(kernel).map_err(|error| error.to_string());
         let groups = Group::new(&format!("microvm-compare-{}", std::process::id()));
-        let groups = groups.map(drop).map_err(|error| job_plain(&error));
+        let groups = groups.map(drop).map_err(|error| vmm::plain(&error));
         Ok(Self { place, microvm, kernel, groups, counter: Cell::new(0) })
     }
 
@@ -85,8 +86,8 @@ impl Workshop {
             }
             Work::Command(words) => {
                 let (program, rest) = words.split_first().ok_or_else(|| cannot("no command"))?;
-                let found =
-                    find(program).ok_or_else(|| cannot(format!("{program}: no such program")))?;
+                let found = find_command(program)
+                    .ok_or_else(|| cannot(format!("{program}: no such program")))?;
                 Ok((found, rest.to_vec()))
             }
         }
@@ -181,7 +182,7 @@ impl Workshop {
     }
 
     fn tool(&self, tool: Tool, work: Work) -> Result<Order, Error> {
-        let program = find(tool.program()).ok_or_else(|| cannot("not installed"))?;
+        let program = find_command(tool.program()).ok_or_else(|| cannot("not installed"))?;
         let place = &self.place;
         let rootfs = place.rootfs().to_string_lossy().into_owned();
         let mut words: Vec<String> = Vec::new();
@@ -270,7 +271,7 @@ impl Workshop {
             let state = self.state(tool);
             let Ok(left) = fs::read_dir(&state) else { continue };
             for container in left.flatten() {
-                let Some(program) = find(tool.program()) else { continue };
+                let Some(program) = find_command(tool.program()) else { continue };
                 let mut delete = Command::new(program);
                 delete
                     .arg("--root")
@@ -326,15 +327,4 @@ fn placed(words: &[&str], disk: &str) -> Vec<String> {
         .iter()
         .map(|word| if *word == DISK { disk.to_owned() } else { (*word).to_owned() })
         .collect()
-}
-
-/// A program as a shell looks for it.
-fn find(name: &str) -> Option<PathBuf> {
-    if name.contains('/') {
-        return Some(name.into()).filter(|path: &PathBuf| path.exists());
-    }
-    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    // Where tools of administrators are.
-    let places = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    places.map(|place| place.join(name)).find(|path| path.is_file())
 }

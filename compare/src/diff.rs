@@ -25,7 +25,7 @@ pub enum Error {
 /// Reads a report.
 pub fn read(path: &Path) -> Result<Report, Error> {
     let wrong = |reason: String| Error::File { path: path.to_owned(), reason };
-    let text = fs::read(path).map_err(|error| wrong(crate::spawn::job_plain(&error)))?;
+    let text = fs::read(path).map_err(|error| wrong(vmm::plain(&error)))?;
     let report: Report = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     match report.version {
         VERSION => Ok(report),

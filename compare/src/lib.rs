@@ -35,7 +35,7 @@ pub enum Error {
     #[error("ended by signal {0}: nothing is left behind")]
     Interrupted(i32),
     /// The host refuses something that all need.
-    #[error("{what}: {}", spawn::job_plain(.source))]
+    #[error("{what}: {}", vmm::plain(.source))]
     Host {
         /// What was wanted.
         what: &'static str,

@@ -16,8 +16,7 @@ pub fn pss(root: libc::pid_t) -> Result<f64, String> {
     let mut sum = 0.0;
     for pid in tree {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-        let text =
-            text.map_err(|error| format!("smaps_rollup: {}", crate::spawn::job_plain(&error)))?;
+        let text = text.map_err(|error| format!("smaps_rollup: {}", vmm::plain(&error)))?;
         sum += kib(&text, "Pss:").unwrap_or(0.0);
     }
     Ok(sum)

@@ -164,7 +164,7 @@ pub struct Ended {
 impl Child {
     /// Starts it. Its input is a pipe that ends when this does.
     pub fn start(order: Order) -> Result<Self, String> {
-        let plain = |error: io::Error| job_plain(&error);
+        let plain = |error: io::Error| vmm::plain(&error);
         let (output, to_output) = pipe().map_err(plain)?;
         let (faults, to_faults) = pipe().map_err(plain)?;
         let (from_input, input) = pipe().map_err(plain)?;
@@ -336,7 +336,7 @@ impl Child {
         let [step, errno @ ..] = message;
         let error = io::Error::from_raw_os_error(i32::from_le_bytes(errno));
         let step = STEPS.get(usize::from(step)).copied().unwrap_or("start");
-        Some(format!("{step}: {}", job_plain(&error)))
+        Some(format!("{step}: {}", vmm::plain(&error)))
     }
 
     /// The reason that it gave itself, or ours.
@@ -357,12 +357,6 @@ pub fn last_words(text: &str) -> Option<String> {
         text.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with('@'))?;
     let clean: String = line.chars().filter(|c| !c.is_control()).take(160).collect();
     Some(clean)
-}
-
-/// An error without Rust's `(os error N)`.
-pub fn job_plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
 fn nonblocking(fd: &OwnedFd) -> io::Result<()> {

@@ -124,7 +124,7 @@ fn take_namespaces(user: bool, network: bool) -> Result<String, String> {
     if user {
         let write = |file: &str, text: String| {
             let path = format!("/proc/self/{file}");
-            fs::write(path, text).map_err(|e| format!("{file}: {}", crate::plain(&e)))
+            fs::write(path, text).map_err(|e| format!("{file}: {}", vmm::plain(&e)))
         };
         write("setgroups", "deny".to_owned())?;
         write("uid_map", format!("{uid} {uid} 1"))?;
@@ -222,7 +222,7 @@ fn limit_files(shares: &[Reachable], network: bool) -> Result<String, String> {
 fn done(result: libc::c_long) -> Result<(), String> {
     match result {
         0 => Ok(()),
-        _ => Err(crate::plain(&io::Error::last_os_error())),
+        _ => Err(vmm::plain(&io::Error::last_os_error())),
     }
 }
 

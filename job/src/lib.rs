@@ -39,9 +39,3 @@ fn mark(what: &str) {
         log::debug!("job at {} us: {what}", now.tv_sec * 1_000_000 + now.tv_nsec / 1000);
     }
 }
-
-/// An error without Rust's `(os error N)`.
-fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
-}

@@ -13,7 +13,7 @@
 //! Files that are compressed with gzip or zstd are unpacked here; xz is left to
 //! the guest's kernel (`CONFIG_MODULE_DECOMPRESS`).
 
-use crate::{Error, plain};
+use crate::Error;
 use flate2::read::GzDecoder;
 use guest::protocol::{Lower, Spec, Upper};
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,7 +121,7 @@ impl Tree {
         }
         let mut tree = Self { directory, builtin, files };
         if tree.files.is_empty() {
-            tree.walk(Path::new("kernel"), 0).map_err(|e| plain(&e))?;
+            tree.walk(Path::new("kernel"), 0).map_err(|e| vmm::plain(&e))?;
         }
         Ok(tree)
     }
@@ -192,7 +192,7 @@ impl Tree {
 
     fn load(&self, path: &str) -> Result<Module, String> {
         let full = self.directory.join(path);
-        let told = |e: std::io::Error| format!("{}: {}", full.display(), plain(&e));
+        let told = |e: std::io::Error| format!("{}: {}", full.display(), vmm::plain(&e));
         let file = fs::File::open(&full).map_err(told)?;
         let mut content = Vec::new();
         file.take(LARGEST).read_to_end(&mut content).map_err(told)?;

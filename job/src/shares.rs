@@ -73,7 +73,7 @@ fn same(path: &Path) -> Shared {
 
 fn explicit(bind: &crate::options::Bind) -> Result<Shared, Error> {
     let refused = |reason: String| Error::Bind { path: bind.source.clone(), reason };
-    let source = bind.source.canonicalize().map_err(|e| refused(crate::plain(&e)))?;
+    let source = bind.source.canonicalize().map_err(|e| refused(vmm::plain(&e)))?;
     if !source.is_dir() {
         return Err(refused("is no directory: bind the one that it is in".to_owned()));
     }

@@ -3,6 +3,7 @@
 use crate::{Options, Subject, eoi};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use vmm::host::processor;
 use vmm::host::spectrum::{self, Row};
 
 /// The version of the JSON form.
@@ -294,22 +295,16 @@ impl Place {
 }
 
 fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    line.map_or_else(|| "an unknown processor".to_owned(), |(_, name)| name.trim().to_owned())
+    processor::model().unwrap_or_else(|| "an unknown processor".to_owned())
 }
 
-/// The emulator that says so in its CPUID leaf for hypervisors.
+/// The emulator that interprets this host's instructions, if it says so.
 fn emulator() -> Option<&'static str> {
-    use std::arch::x86_64::__cpuid;
-    const HYPERVISOR: u32 = 1 << 31;
-    if __cpuid(1).ecx & HYPERVISOR == 0 {
+    match processor::hypervisor() {
         // Bochs has no such leaf, but its processors have its name.
-        return processor().contains("Bochs").then_some("Bochs");
+        None => processor().contains("Bochs").then_some("Bochs"),
+        Some(name) => (name == processor::TCG).then_some("QEMU's TCG"),
     }
-    let leaf = __cpuid(0x4000_0000);
-    let name = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).concat();
-    (name == b"TCGTCGTCGTCG").then_some("QEMU's TCG")
 }
 
 #[cfg(test)]

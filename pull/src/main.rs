@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, whatever a registry has said.
-            let text: String = error.to_string().chars().flat_map(visible).collect();
+            let text = vmm::visible(&error.to_string());
             // Nobody is left to tell if this fails.
             let _ = writeln!(std::io::stderr(), "microvm: {text}");
             ExitCode::from(INPUT)
@@ -62,12 +62,4 @@ fn fetch(plain_http: bool, name: &str, image: Option<PathBuf>) -> Result<String>
 
 fn told(line: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").map_err(Error::host("standard output"))
-}
-
-fn visible(character: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = match character.is_control() {
-        true => (Some(character.escape_default()), None),
-        false => (None, Some(character)),
-    };
-    escaped.into_iter().flatten().chain(plain)
 }

@@ -99,9 +99,7 @@ const PEERS: [(&str, &str); 8] = [
 
 /// Whether a program is installed.
 pub fn has(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(sbin).any(|place| place.join(program).is_file())
+    rig::find_program(program).is_some()
 }
 
 /// Makes what is missing and puts all paths into the environment.

@@ -140,9 +140,7 @@ impl Controllers {
         let now = self.now();
         let result = change(&mut state.chips, now);
         state.arm(now);
-        if let Some(messages) = &self.messages {
-            state.chips.take_sent().iter().for_each(|message| messages.send(message.as_write()));
-        }
+        self.send(&mut state.chips);
         if state.chips.is_pending() {
             self.wake.notify_all();
             state.kick();
@@ -172,9 +170,7 @@ impl Controllers {
         }
         let now = self.now();
         state.chips.advance(now);
-        if let Some(messages) = &self.messages {
-            state.chips.take_sent().iter().for_each(|message| messages.send(message.as_write()));
-        }
+        self.send(&mut state.chips);
         let cr8 = fd.get_kvm_run().cr8 as u8;
         if cr8 != state.cr8 {
             state.chips.set_cr8(cr8);
@@ -202,6 +198,13 @@ impl Controllers {
     /// A local APIC of KVM's has ended an interrupt that was a level.
     pub fn end_of_interrupt(&self, vector: u8) {
         self.change(|chips, _| chips.end_of_interrupt(vector));
+    }
+
+    /// Sends the I/O APIC's messages to local APICs that are KVM's.
+    fn send(&self, chips: &mut Interrupts) {
+        if let Some(messages) = &self.messages {
+            chips.take_sent().iter().for_each(|message| messages.send(message.as_write()));
+        }
     }
 
     /// Tells KVM what the I/O APIC's pins send.

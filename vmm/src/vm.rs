@@ -258,12 +258,12 @@ impl Vm {
         let (mut irqchips, mut pit) = (Vec::new(), None);
         let ours = self.controllers.as_ref();
         let controllers = ours.map(|controllers| controllers.save()).transpose()?;
-        for chip_id in 0..if ours.is_some() { 0 } else { 3 } {
-            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-            self.fd.get_irqchip(&mut chip).what("KVM_GET_IRQCHIP")?;
-            irqchips.push(chip);
-        }
         if ours.is_none() {
+            for chip_id in 0..3 {
+                let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+                self.fd.get_irqchip(&mut chip).what("KVM_GET_IRQCHIP")?;
+                irqchips.push(chip);
+            }
             pit = Some(self.fd.get_pit2().what("KVM_GET_PIT2")?);
         }
         let mut clock = self.fd.get_clock().what("KVM_GET_CLOCK")?;

@@ -35,10 +35,14 @@ impl<T> About<T> for io::Result<T> {
 impl Fault {
     /// `what: error`.
     pub fn new(what: impl fmt::Display, error: &io::Error) -> Self {
-        let text = error.to_string();
-        let text = text.split(" (os error").next().unwrap_or(&text);
-        Self(format!("{what}: {text}"))
+        Self(format!("{what}: {}", plain(error)))
     }
+}
+
+/// An error without Rust's `(os error N)`.
+pub fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(plain, _)| plain.to_owned())
 }
 
 /// The error of a call that returned -1.

@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host refused to open, read or write something.
-    #[error("{path}: {text}", path = path.display(), text = plain(source))]
+    #[error("{path}: {text}", path = path.display(), text = vmm::plain(source))]
     Host {
         /// The file.
         path: PathBuf,
@@ -62,7 +62,7 @@ impl Error {
     /// What is wrong, without what it is about.
     pub fn reason(&self) -> String {
         match self {
-            Self::Host { source, .. } => plain(source),
+            Self::Host { source, .. } => vmm::plain(source),
             Self::Reference { reason, .. }
             | Self::Malformed { reason, .. }
             | Self::Unsupported { reason, .. }
@@ -79,10 +79,4 @@ impl Error {
     pub fn unsupported(object: impl ToString, reason: impl ToString) -> Self {
         Self::Unsupported { object: object.to_string(), reason: reason.to_string() }
     }
-}
-
-/// An error without Rust's `(os error N)`.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split_once(" (os error").map_or(text.clone(), |(plain, _)| plain.to_owned())
 }

@@ -2,7 +2,7 @@
 
 use super::desk::{About, Request, VERSION, Wanted};
 use super::{Name, all, connect};
-use crate::{Error, plain};
+use crate::Error;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -36,7 +36,7 @@ fn ask(
 ) -> Result<Value, String> {
     let told = |e: &io::Error| match e.kind() {
         io::ErrorKind::WouldBlock => "it does not answer: it may be stopped".to_owned(),
-        _ => plain(e),
+        _ => vmm::plain(e),
     };
     let request = serde_json::to_string(&Request { version: VERSION, request });
     let request = request.map_err(|e| e.to_string())? + "\n";
@@ -83,7 +83,7 @@ pub fn attach(name: &Name, streams: &[&UnixStream]) -> Result<(), Error> {
 /// Ends a job as `SIGTERM` does; after `patience`, as `SIGKILL` does. Returns when
 /// it has ended: `false` if it had to be killed.
 pub fn stop(name: &Name, patience: Duration) -> Result<bool, Error> {
-    let error = |e: io::Error| Error::Name { name: name.to_string(), reason: plain(&e) };
+    let error = |e: io::Error| Error::Name { name: name.to_string(), reason: vmm::plain(&e) };
     let stream = connect(name)?;
     let pid = peer(&stream).map_err(error)?;
     let runner = open_process(pid).map_err(error)?;

@@ -11,7 +11,7 @@
 pub mod ask;
 pub mod desk;
 
-use crate::{Error, plain};
+use crate::Error;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use std::ffi::OsString;
 use std::fmt;
@@ -79,20 +79,20 @@ impl Directory {
         let fd = match openat(CWD, path, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(e) => return Err(error(plain(&e.into()))),
+            Err(e) => return Err(error(vmm::plain(&e.into()))),
         };
-        let meta = fs::File::from(fd.try_clone().map_err(|e| error(plain(&e)))?).metadata();
-        let meta = meta.map_err(|e| error(plain(&e)))?;
+        let meta = fs::File::from(fd.try_clone().map_err(|e| error(vmm::plain(&e)))?).metadata();
+        let meta = meta.map_err(|e| error(vmm::plain(&e)))?;
         // SAFETY: has no preconditions.
         if meta.uid() != unsafe { libc::geteuid() } || meta.mode() & 0o022 != 0 {
             return Err(error("belongs to somebody else, or others may write to it".to_owned()));
         }
-        flock(&fd, FlockOperation::LockExclusive).map_err(|e| error(plain(&e.into())))?;
+        flock(&fd, FlockOperation::LockExclusive).map_err(|e| error(vmm::plain(&e.into())))?;
         Ok(Some(Self { path: path.to_owned(), fd }))
     }
 
     fn make(path: &Path) -> Result<Self, Error> {
-        let error = |e: &io::Error| Error::Names { path: path.to_owned(), reason: plain(e) };
+        let error = |e: &io::Error| Error::Names { path: path.to_owned(), reason: vmm::plain(e) };
         match DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(error(&e)),
             _ => {}
@@ -133,7 +133,7 @@ pub struct Entry {
 impl Entry {
     /// Takes a name, which no other job may have.
     pub fn new(name: Name) -> Result<Self, Error> {
-        let error = |e: io::Error| Error::Name { name: name.to_string(), reason: plain(&e) };
+        let error = |e: io::Error| Error::Name { name: name.to_string(), reason: vmm::plain(&e) };
         for place in places().iter().skip(1) {
             if let Some(directory) = Directory::open(place)? {
                 free(&directory, &name)?;
@@ -159,7 +159,7 @@ fn free(directory: &Directory, name: &Name) -> Result<(), Error> {
     match directory.connect(name) {
         Ok(None) => Ok(()),
         Ok(Some(_)) => Err(taken("a job with this name runs".to_owned())),
-        Err(e) => Err(taken(plain(&e))),
+        Err(e) => Err(taken(vmm::plain(&e))),
     }
 }
 
@@ -167,7 +167,8 @@ fn free(directory: &Directory, name: &Name) -> Result<(), Error> {
 fn connect(name: &Name) -> Result<UnixStream, Error> {
     for place in places() {
         if let Some(directory) = Directory::open(&place)? {
-            let error = |e: io::Error| Error::Name { name: name.to_string(), reason: plain(&e) };
+            let error =
+                |e: io::Error| Error::Name { name: name.to_string(), reason: vmm::plain(&e) };
             if let Some(stream) = directory.connect(name).map_err(error)? {
                 return Ok(stream);
             }
@@ -182,7 +183,7 @@ fn all() -> Result<Vec<(Name, UnixStream)>, Error> {
     let mut all = Vec::new();
     for place in places() {
         let Some(directory) = Directory::open(&place)? else { continue };
-        let error = |e: io::Error| Error::Names { path: place.clone(), reason: plain(&e) };
+        let error = |e: io::Error| Error::Names { path: place.clone(), reason: vmm::plain(&e) };
         for file in fs::read_dir(&place).map_err(error)?.flatten() {
             let Some(name) = file.file_name().to_str().and_then(|n| n.parse::<Name>().ok()) else {
                 continue;

@@ -27,4 +27,4 @@ pub use cache::root as cache_directory;
 pub use place::{Emulation, IN_RIG, Place, ensure, ensure_split, part, place};
 pub use run::{Options, Output};
 pub use session::TIMED_OUT;
-pub use tools::install as install_packages;
+pub use tools::{find as find_program, install as install_packages};

@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod doctor;
 pub mod probe;
+pub mod processor;
 pub mod spectrum;
 
 pub use backend::Backend;
@@ -21,6 +22,20 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+/// A program as a shell looks for it, and where administrators' tools are, whatever
+/// the user's path says.
+pub fn find_command(name: &str) -> Option<PathBuf> {
+    if name.contains('/') {
+        return Some(PathBuf::from(name)).filter(|path| path.exists());
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    std::env::split_paths(&paths)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .filter(|place| !place.as_os_str().is_empty())
+        .map(|place| place.join(name))
+        .find(|path| path.is_file())
+}
 
 /// Where KVM is on any Linux.
 pub const KVM_DEVICE: &str = "/dev/kvm";

@@ -171,68 +171,36 @@ const SHARES: &[i64] = &[
 /// ring is restricted to its own disk: `devices::backend::disk::ring`.)
 const VCPU: &[i64] = &[libc::SYS_fdatasync, libc::SYS_getpgrp, libc::SYS_io_uring_enter];
 
-/// The ioctls of a vCPU thread: running the guest, reading its registers when
-/// it crashes, the offloads of a TAP when its driver starts, and restoring the
-/// terminal; what a PCI driver does to interrupts and BARs; and stopping the
-/// kernel's data path of a network card, and telling it about interrupts.
-const VCPU_IOCTLS: &[u32] = &[
-    KVM_RUN,
-    KVM_GET_REGS,
-    KVM_SET_GSI_ROUTING,
-    KVM_IOEVENTFD,
-    TUNSETOFFLOAD,
-    TUNSETVNETHDRSZ,
-    VHOST_SET_VRING_CALL,
-    VHOST_NET_SET_BACKEND,
-    TCGETS,
-    TCSETS,
-    TIOCGPGRP,
-];
+/// The ioctls of every vCPU thread, and more: running the guest, reading its
+/// registers when it crashes, the offloads of a TAP when its driver starts, and
+/// restoring the terminal.
+macro_rules! vcpu_ioctls {
+    ($($more:ident),*) => {
+        &[KVM_RUN, KVM_GET_REGS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TCGETS, TCSETS, TIOCGPGRP, $($more),*]
+    };
+}
 
-/// Beside those, in a machine with a motherboard: PCI cards have interrupt lines,
-/// whose level changes when their registers are read and written.
-const BOARD_IOCTLS: &[u32] = &[
-    KVM_IRQ_LINE,
-    KVM_RUN,
-    KVM_GET_REGS,
-    KVM_SET_GSI_ROUTING,
-    KVM_IOEVENTFD,
-    TUNSETOFFLOAD,
-    TUNSETVNETHDRSZ,
-    TCGETS,
-    TCSETS,
-    TIOCGPGRP,
-];
+/// What a PCI driver does to interrupts and BARs; and stopping the kernel's data
+/// path of a network card, and telling it about interrupts.
+const VCPU_IOCTLS: &[u32] =
+    vcpu_ioctls![KVM_SET_GSI_ROUTING, KVM_IOEVENTFD, VHOST_SET_VRING_CALL, VHOST_NET_SET_BACKEND];
 
-/// The same where interrupt controllers are the monitor's: they inject interrupts.
-const CONTROLLERS_IOCTLS: &[u32] = &[
-    KVM_INTERRUPT,
-    KVM_NMI,
-    KVM_RUN,
-    KVM_GET_REGS,
-    TUNSETOFFLOAD,
-    TUNSETVNETHDRSZ,
-    TCGETS,
-    TCSETS,
-    TIOCGPGRP,
-];
+/// In a machine with a motherboard: PCI cards have interrupt lines, whose level
+/// changes when their registers are read and written.
+const BOARD_IOCTLS: &[u32] = vcpu_ioctls![KVM_SET_GSI_ROUTING, KVM_IOEVENTFD, KVM_IRQ_LINE];
 
-/// The same where local APICs are KVM's: they send messages as well, which KVM is
-/// told of before; and PCI drivers do all that they do elsewhere.
-const SPLIT_IOCTLS: &[u32] = &[
+/// Where interrupt controllers are the monitor's: they inject interrupts.
+const CONTROLLERS_IOCTLS: &[u32] = vcpu_ioctls![KVM_INTERRUPT, KVM_NMI];
+
+/// Where local APICs are KVM's: they send messages as well, which KVM is told of
+/// before; and PCI drivers do all that they do elsewhere.
+const SPLIT_IOCTLS: &[u32] = vcpu_ioctls![
     KVM_INTERRUPT,
     KVM_SIGNAL_MSI,
-    KVM_RUN,
-    KVM_GET_REGS,
     KVM_SET_GSI_ROUTING,
     KVM_IOEVENTFD,
-    TUNSETOFFLOAD,
-    TUNSETVNETHDRSZ,
     VHOST_SET_VRING_CALL,
-    VHOST_NET_SET_BACKEND,
-    TCGETS,
-    TCSETS,
-    TIOCGPGRP,
+    VHOST_NET_SET_BACKEND
 ];
 
 /// Beside the common ones: writing what the guest says, and the terminal.
@@ -308,19 +276,23 @@ pub fn console() -> Filter {
     filter("console", &[COMMON, CONSOLE], &[only(libc::SYS_ioctl, 1, CONSOLE_IOCTLS), CLOSING])
 }
 
-/// The same, and visitors of a job that has a name: their requests, what they hand
-/// over, and the end of the name.
-const DESK: &[i64] = &[libc::SYS_accept4, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_unlink];
-
-/// The filter of the thread of a job's runner that visitors come to, too.
-pub fn desk() -> Filter {
-    let conditional = [only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING];
-    filter("relay", &[COMMON, RELAY, DESK], &conditional)
-}
-
 /// The filter of the threads that a job's runner has beside its machine.
 pub fn relay() -> Filter {
-    filter("relay", &[COMMON, RELAY], &[only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING])
+    runner(&[])
+}
+
+/// Visitors of a job that has a name: their requests, what they hand over, and the
+/// end of the name.
+const DESK: &[i64] = &[libc::SYS_accept4, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_unlink];
+
+/// The same for the thread that visitors come to, too.
+pub fn desk() -> Filter {
+    runner(DESK)
+}
+
+fn runner(more: &[i64]) -> Filter {
+    let conditional = [only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING];
+    filter("relay", &[COMMON, RELAY, more], &conditional)
 }
 
 /// What is on the event loop beside what is always there.

@@ -20,7 +20,7 @@ mod probe;
 mod surface;
 mod timing;
 
-use crate::system::{Fault, make_directory, mount, power_off};
+use crate::system::{Fault, make_directory, mount, plain, power_off};
 use crate::{network, root};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -94,8 +94,7 @@ fn report(name: &str, values: io::Result<Vec<f64>>) {
             say(&format!("@m {name} {}", values.join(" ")));
         }
         Err(error) => {
-            let text = error.to_string();
-            say(&format!("@n {name} {}", text.split(" (os error").next().unwrap_or(&text)));
+            say(&format!("@n {name} {}", plain(&error)));
         }
     }
 }

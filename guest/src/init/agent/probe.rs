@@ -8,6 +8,7 @@
 //! is known whose kernel allowed it, which the boot's id tells.
 
 use super::say;
+use crate::system::plain;
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -158,11 +159,7 @@ fn attempt(name: &str, result: io::Result<()>) {
         match error {
             None => "allowed".to_owned(),
             Some(libc::ENOENT | libc::ENOSYS | libc::ENODEV | libc::ENXIO) => "absent".to_owned(),
-            Some(error) => format!("refused {}", io::Error::from_raw_os_error(error))
-                .split(" (os error")
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
+            Some(error) => format!("refused {}", plain(&io::Error::from_raw_os_error(error))),
         },
     );
 }

@@ -1,10 +1,9 @@
 //! Processor, clock, kernel and network.
 
 use super::{Check, State, read};
-use std::ffi::OsStr;
+use crate::host::{find_command, processor};
 use std::fs::OpenOptions;
 use std::io;
-use std::path::{Path, PathBuf};
 
 /// Processors, their time stamp counter, and the kernel.
 pub(super) fn processor() -> Vec<Check> {
@@ -27,12 +26,7 @@ fn cpus() -> Check {
         let allowed = if got == 0 { libc::CPU_COUNT(&set) } else { 0 };
         (libc::sysconf(libc::_SC_NPROCESSORS_ONLN), allowed)
     };
-    let model = read("/proc/cpuinfo").and_then(|info| {
-        info.lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-            .map(|(_, name)| name.trim().to_owned())
-    });
-    let model = model.map(|name| format!(", {name}")).unwrap_or_default();
+    let model = processor::model().map(|name| format!(", {name}")).unwrap_or_default();
     if i64::from(allowed) == online {
         Check::ok("processors", format!("{online}{model}"))
     } else {
@@ -85,7 +79,8 @@ fn tun() -> Check {
                 _ => "sudo modprobe tun",
             };
             // Machines without --net are not touched by this.
-            Check::new(name, State::Warn, format!("{path}: {}", plain(&error))).remedy(remedy)
+            Check::new(name, State::Warn, format!("{path}: {}", crate::plain(&error)))
+                .remedy(remedy)
         }
     }
 }
@@ -116,20 +111,4 @@ fn user_network() -> Check {
             Check::ok(name, "by microvm itself, for IPv4; a passt newer than Debian 12's adds IPv6")
         }
     }
-}
-
-/// Looks where administrators' tools are, whatever the user's path says.
-fn find_command(name: &str) -> Option<PathBuf> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&paths)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .filter(|dir| dir.as_os_str() != OsStr::new(""))
-        .map(|dir| dir.join(name))
-        .find(|path| Path::is_file(path))
-}
-
-/// An error without Rust's `(os error N)`.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split_once(" (os error").map_or(text.clone(), |(plain, _)| plain.to_owned())
 }
