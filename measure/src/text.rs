@@ -9,6 +9,24 @@ const BASE: &str = "pv";
 const REGISTERS: usize = 5;
 const NAME: usize = 10;
 
+/// An operation: its heading, and its name in the report.
+type Operation = (&'static str, &'static str);
+const COUNTED: [Operation; 5] = [
+    ("read 4 KiB", "read"),
+    ("write 4 KiB", "write"),
+    ("packet", "packet"),
+    ("timer tick", "tick"),
+    ("IPI", "ipi"),
+];
+/// What a sleeper waits is not the timer's cost.
+const TIMED: [Operation; 5] = [
+    ("read 4 KiB", "read"),
+    ("write 4 KiB", "write"),
+    ("packet", "packet"),
+    ("IPI", "ipi"),
+    ("EOI", "eoi"),
+];
+
 /// A column: its heading, and what a mode has there.
 struct Column<'a> {
     heading: &'a str,
@@ -44,46 +62,15 @@ pub fn table(report: &Report) -> String {
             },
         ],
     );
-    let exits = |operation: &'static str| move |mode: &Mode| figure(mode, operation).1;
-    let user = |operation: &'static str| move |mode: &Mode| figure(mode, operation).2;
-    let times = |operation: &'static str| move |mode: &Mode| figure(mode, operation).0;
-    let rate = |operation: &'static str| move |mode: &Mode| rate(mode, operation);
-    let operations = [
-        ("read 4 KiB", "read"),
-        ("write 4 KiB", "write"),
-        ("packet", "packet"),
-        ("timer tick", "tick"),
-        ("IPI", "ipi"),
-    ];
-    let all: Vec<_> = operations.iter().map(|(_, operation)| exits(operation)).collect();
-    let columns = operations.iter().zip(&all);
-    let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &amount })
-        .collect();
-    write_columns(&mut out, "Exits of each", report, &columns);
-    let all: Vec<_> = operations.iter().map(|(_, operation)| user(operation)).collect();
-    let columns = operations.iter().zip(&all);
-    let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &amount })
-        .collect();
-    write_columns(&mut out, "Of them to microvm", report, &columns);
-    let timed = [
-        ("read 4 KiB", "read"),
-        ("write 4 KiB", "write"),
-        ("packet", "packet"),
-        ("IPI", "ipi"),
-        ("EOI", "eoi"),
-    ];
-    let all: Vec<_> = timed.iter().map(|(_, operation)| times(operation)).collect();
-    let columns = timed.iter().zip(&all);
-    let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &tight })
-        .collect();
+    write_operations(&mut out, "Exits of each", report, &COUNTED, &amount, |cost| cost.exits);
+    let heading = "Of them to microvm";
+    write_operations(&mut out, heading, report, &COUNTED, &amount, |cost| cost.user_exits);
     let heading = match clock {
         Clock::Nanoseconds => "Time of each",
         Clock::Instructions => "Instructions of each",
     };
-    write_columns(&mut out, heading, report, &columns);
+    write_operations(&mut out, heading, report, &TIMED, &tight, |cost| cost.time);
+    let rate = |operation: &'static str| move |mode: &Mode| rate(mode, operation);
     let (read, write, send) = (rate("read-stream"), rate("write-stream"), rate("send-stream"));
     let per = |value: f64| format!("{} MiB/s", amount(value / f64::from(1 << 20)));
     let column = |heading, value| Column { heading, width: 20, value, show: &per };
@@ -127,12 +114,44 @@ fn boot(mode: &Mode, which: usize) -> Option<f64> {
     } as f64)
 }
 
-/// Time, exits and exits to user space of an operation.
-fn figure(mode: &Mode, operation: &str) -> (Option<f64>, Option<f64>, Option<f64>) {
-    match mode.value(operation) {
-        Some(Value::Measured { time, exits, user_exits, .. }) => (*time, *exits, Some(*user_exits)),
-        _ => (None, None, None),
+/// What an operation cost, as far as it is known.
+#[derive(Default)]
+struct Cost {
+    time: Option<f64>,
+    exits: Option<f64>,
+    user_exits: Option<f64>,
+}
+
+impl Cost {
+    fn of(mode: &Mode, operation: &str) -> Self {
+        match mode.value(operation) {
+            Some(Value::Measured { time, exits, user_exits, .. }) => {
+                Self { time: *time, exits: *exits, user_exits: Some(*user_exits) }
+            }
+            _ => Self::default(),
+        }
     }
+}
+
+/// A column for each operation.
+fn write_operations(
+    out: &mut String,
+    heading: &str,
+    report: &Report,
+    operations: &[Operation],
+    show: &dyn Fn(f64) -> String,
+    of: impl Fn(Cost) -> Option<f64>,
+) {
+    let values: Vec<_> = operations
+        .iter()
+        .map(|(_, operation)| |mode: &Mode| of(Cost::of(mode, operation)))
+        .collect();
+    let columns: Vec<Column<'_>> = operations
+        .iter()
+        .zip(&values)
+        .map(|((heading, _), value)| Column { heading, width: 14, value, show })
+        .collect();
+    write_columns(out, heading, report, &columns);
 }
 
 /// Bytes in a second of the clock.
