@@ -3,7 +3,7 @@
 use crate::args::ArgsError;
 use crate::{Error, print, print_json, style};
 use clap::Args;
-use measure::{Clock, Mode, Options, Subject};
+use measure::{Clock, Effort, Mode, Options, Subject};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -66,6 +66,9 @@ pub struct SpectrumArgs {
     /// Fewer repetitions: the same counts, rougher times
     #[arg(long, requires = "measure")]
     quick: bool,
+    /// Measure only the way to init
+    #[arg(long, requires = "measure", conflicts_with_all = ["quick", "html"])]
+    boot: bool,
     /// This host's clock counts instructions (cargo xtask rig --count)
     #[arg(long, requires = "measure", hide = true)]
     counted: bool,
@@ -131,7 +134,11 @@ impl SpectrumArgs {
             rootfs,
             cmdline: self.cmdline.clone(),
             subjects,
-            quick: self.quick,
+            effort: match (self.boot, self.quick) {
+                (true, _) => Effort::Boot,
+                (false, true) => Effort::Quick,
+                (false, false) => Effort::Full,
+            },
             clock: if self.counted { Clock::Instructions } else { Clock::Nanoseconds },
         };
         if let Some(subject) = &self.one {
@@ -170,6 +177,7 @@ impl SpectrumArgs {
         own.arg(with_name).arg(format!("--cmdline={}", self.cmdline));
         own.args(self.rootfs.iter().map(|rootfs| format!("--rootfs={rootfs}")));
         own.args(self.quick.then_some("--quick"));
+        own.args(self.boot.then_some("--boot"));
         own.args(self.counted.then_some("--counted"));
         let output = own.stdin(Stdio::null()).output();
         let output = output.map_err(|source| measure::Error::Host { what: "microvm", source })?;

@@ -27,6 +27,7 @@ pub use report::{
 pub use subject::Subject;
 pub use text::table;
 
+use serde::Serialize;
 use std::path::PathBuf;
 use vmm::config::Disk;
 
@@ -41,10 +42,22 @@ pub struct Options {
     pub cmdline: String,
     /// The modes and variants of them, in the order of the report.
     pub subjects: Vec<Subject>,
-    /// Fewer repetitions.
-    pub quick: bool,
+    /// How much is measured.
+    pub effort: Effort,
     /// What a unit of this host's clock is.
     pub clock: Clock,
+}
+
+/// How much is measured of a mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// The way to init alone.
+    Boot,
+    /// All, with few repetitions.
+    Quick,
+    /// All, with many.
+    Full,
 }
 
 /// Why nothing could be measured.
