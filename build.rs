@@ -16,6 +16,8 @@ fn main() {
     let script = Path::new(&top).join(SCRIPT);
     println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", script.display());
     println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr");
+    // Functions whose code is the same are one: Rust promises no addresses of their own.
+    println!("cargo::rustc-link-arg-bins=-Wl,--icf=all,-O2");
     // Almost all relocations of a PIE are relative: a bit each in DT_RELR
     // instead of 24 bytes. glibc reads them since 2.36.
     println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");

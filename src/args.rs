@@ -1,6 +1,5 @@
 //! The command line, and the configuration that comes out of it.
 
-use crate::compare::CompareArgs;
 use crate::ctl::CtlArgs;
 use crate::image_commands::ImageCommand;
 use crate::jobs::{ExecArgs, PsArgs, StopArgs};
@@ -8,6 +7,7 @@ use crate::measure_command::SpectrumArgs;
 use crate::run::RunArgs;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -432,7 +432,13 @@ pub enum Command {
     },
     Spectrum(SpectrumArgs),
     Ctl(CtlArgs),
-    Compare(Box<CompareArgs>),
+    /// Compare virtual machines with containers on this host, by measuring
+    #[command(disable_help_flag = true)]
+    Compare {
+        /// As microvm compare --help tells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
     Run(Box<RunArgs>),
     Exec(ExecArgs),
     Ps(PsArgs),
@@ -563,16 +569,7 @@ fn read_config(path: &Path) -> Result<Config, ArgsError> {
 
 /// What clap says about a command line, in one line.
 pub fn one_line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let mut parts: Vec<&str> = Vec::new();
-    for line in text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")) {
-        if !line.is_empty() && !line.starts_with("For more information") {
-            parts.push(line);
-        }
-    }
-    let joined = parts.join(" ").replace(" tip: ", "; ");
-    let joined = joined.strip_prefix("error: ").unwrap_or(&joined);
-    format!("{joined}: see microvm --help")
+    format!("{}: see microvm --help", vmm::text::complaint(&error.to_string()))
 }
 
 #[cfg(test)]

@@ -1,24 +1,20 @@
 //! `build`, `inspect`, `pull` and `cache`: images as a user handles them.
 
+use crate::companion::Companion;
 use crate::{Error, print};
 use clap::Subcommand;
 use indicatif::HumanBytes;
+use job::image::Reference;
 use job::image::bar::Bar;
 use job::image::build::{Options, build};
 use job::image::cache::{Cache, Cached};
 use job::image::config::Description;
 use job::image::inspect::{Report, inspect};
-use job::image::{self, Reference};
 use std::ffi::OsString;
 use std::fmt::Write;
-use std::io::ErrorKind;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use vmm::config::Size;
 use vmm::exit::status;
-
-/// The program that fetches from registries.
-const PULL: &str = "microvm-pull";
 
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
@@ -112,7 +108,10 @@ pub fn run(command: ImageCommand) -> Result<u8, Error> {
             print(&(built.line(&image) + "\n"))?;
         }
         ImageCommand::Pull { name, image, plain_http } => {
-            return Err(pull(name, image, plain_http).into());
+            let scheme = if plain_http { "http" } else { "https" };
+            let words = [scheme.into(), name.into()].into_iter();
+            let words = words.chain(image.map(PathBuf::into_os_string));
+            return Err(Companion::Pull.become_it(words).into());
         }
         ImageCommand::Inspect { image, json } => {
             let report = inspect(&Reference::parse(&image)?)?;
@@ -130,23 +129,6 @@ pub fn run(command: ImageCommand) -> Result<u8, Error> {
         }
     }
     Ok(status::OK)
-}
-
-/// Becomes the program that speaks with registries, which this one does not:
-/// returns why it could not.
-fn pull(name: String, image: Option<PathBuf>, plain_http: bool) -> image::Error {
-    // Beside this program, or wherever programs are.
-    let beside = std::env::current_exe().map(|path| path.with_file_name(PULL));
-    let program = beside.ok().filter(|path| path.exists()).unwrap_or_else(|| PULL.into());
-    let mut command = std::process::Command::new(program);
-    command.arg(if plain_http { "http" } else { "https" }).arg(name).args(image);
-    match command.exec() {
-        error if error.kind() == ErrorKind::NotFound => {
-            let reason = "is not installed: it is built with microvm and belongs beside it";
-            image::Error::unsupported(PULL, reason)
-        }
-        error => image::Error::host(PULL)(error),
-    }
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {

@@ -2,7 +2,7 @@
 //! line and an exit status that say what happened.
 
 mod args;
-mod compare;
+mod companion;
 mod ctl;
 mod doctor;
 mod image_commands;
@@ -14,7 +14,7 @@ mod spectrum;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;
-use compare::{CompareArgs, Told};
+use companion::Companion;
 use ctl::CtlArgs;
 use job::image::bar::Bar;
 use job::{Job, Outcome};
@@ -53,7 +53,7 @@ enum Error {
     #[error(transparent)]
     Image(#[from] job::image::Error),
     #[error(transparent)]
-    Compare(#[from] compare::Error),
+    Companion(#[from] companion::Error),
     #[error("{}", measure_command::told(.0, .1))]
     Report(PathBuf, io::Error),
     #[error(transparent)]
@@ -69,11 +69,10 @@ impl Error {
             Self::Args(_) | Self::Json(_) | Self::Image(_) | Self::Control(_) | Self::Named(_) => {
                 status::INPUT
             }
-            Self::Report(..) => status::INPUT,
+            Self::Report(..) | Self::Companion(_) => status::INPUT,
             Self::Measure(error) => error.status(),
             Self::Machine(error) => error.status(),
             Self::Job(error) => error.status(),
-            Self::Compare(error) => error.status(),
             Self::Signals(_) => status::INTERNAL,
             Self::Output(_) => status::OUTPUT_LOST,
         }
@@ -101,7 +100,7 @@ fn main() -> ExitCode {
     finish(match args.command {
         Some(Command::Doctor { json }) => examine(json),
         Some(Command::Ctl(wanted)) => ask(wanted),
-        Some(Command::Compare(wanted)) => run_compare(*wanted),
+        Some(Command::Compare { words }) => Err(Companion::Compare.become_it(words).into()),
         Some(Command::Spectrum(wanted)) => wanted.run(),
         Some(Command::Run(wanted)) => run_job(*wanted),
         Some(Command::Exec(wanted)) => exec(wanted),
@@ -186,14 +185,6 @@ fn stop_job(wanted: &StopArgs) -> Result<u8, Error> {
     Ok(status::OK)
 }
 
-fn run_compare(wanted: CompareArgs) -> Result<u8, Error> {
-    match wanted.run()? {
-        Told::Text(text) => print(&text)?,
-        Told::Json(report) => print_json(&report)?,
-    }
-    Ok(status::OK)
-}
-
 /// Asks a running machine for something and prints its answer.
 fn ask(wanted: CtlArgs) -> Result<u8, Error> {
     let answer = wanted.ask()?;
@@ -234,14 +225,7 @@ static BROKEN: AtomicU8 = AtomicU8::new(status::INTERNAL);
 /// A fault of the monitor's own: one line, and the exit status that says so. By
 /// now the terminal is as it was: its own hook runs before this one.
 fn on_panic(info: &PanicHookInfo) {
-    let payload = info.payload();
-    let text = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    let place = info.location().map(|l| format!(" at {l}")).unwrap_or_default();
-    logger::say(&format!("internal error{place}: {text}: please report this"));
+    logger::say(&vmm::text::panic(info));
     // SAFETY: _exit has no preconditions. Destructors of other threads must not
     // run into what this one left half done.
     unsafe { libc::_exit(BROKEN.load(Ordering::Relaxed).into()) }

@@ -40,9 +40,9 @@ fn left(scratch: &Path, pid: u32) -> Vec<String> {
     left
 }
 
-fn start(scratch: &Path, words: &[&str]) -> Child {
+fn start(scratch: &Path, effort: &str, words: &[&str]) -> Child {
     let mut command = microvm();
-    command.env("TMPDIR", scratch).args(["compare", "--quick"]).args(words);
+    command.env("TMPDIR", scratch).args(["compare", effort]).args(words);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -58,7 +58,7 @@ fn namespaces_isolate_what_they_are_for_and_nothing_is_missing_or_left() {
     let page = tempfile::NamedTempFile::new().unwrap();
     let html = page.path().to_str().unwrap();
     let words = ["--subjects", SUBJECTS, "--json", "--html", html, "--command", "true"];
-    let child = start(scratch.path(), &words);
+    let child = start(scratch.path(), "--quick", &words);
     let pid = child.id();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -123,7 +123,9 @@ fn namespaces_isolate_what_they_are_for_and_nothing_is_missing_or_left() {
 fn nothing_is_left_after_an_interrupt_at_any_moment() {
     for milliseconds in [5, 60, 150, 300, 500, 900, 1400, 2500, 4000, 6000] {
         let scratch = tempfile::tempdir().unwrap();
-        let child = start(scratch.path(), &["--subjects", "ns:all,ns:sandbox,bwrap,crun,runc"]);
+        let words = ["--subjects", "ns:all,ns:sandbox,bwrap,crun,runc"];
+        // It must not come to its end before.
+        let child = start(scratch.path(), "--full", &words);
         let pid = child.id();
         thread::sleep(Duration::from_millis(milliseconds));
         // SAFETY: the child has not been waited for, so its pid is its own.

@@ -18,24 +18,8 @@ pub mod metrics;
 pub mod msi;
 pub mod record;
 pub mod sandbox;
+pub mod text;
 pub mod vcpu;
 pub mod vm;
 
-/// Text of anybody's, fit for a terminal: control characters are escaped, so it
-/// stays one line and moves no cursor.
-pub fn visible(text: &str) -> String {
-    let mut visible = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => visible.extend(c.escape_default()),
-            false => visible.push(c),
-        }
-    }
-    visible
-}
-
-/// An error without Rust's `(os error N)`.
-pub fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split_once(" (os error").map_or(text.clone(), |(plain, _)| plain.to_owned())
-}
+pub use text::{plain, visible};

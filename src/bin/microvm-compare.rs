@@ -1,10 +1,19 @@
-//! `microvm compare`: options in, a report out.
+//! `microvm-compare`, what `microvm compare` becomes: options in, a report out.
+//!
+//! It is a program of its own so that system call tracing, namespaces, statistics
+//! and pages of charts are no part of the one that guests can attack. Its first
+//! argument is the microvm that it starts machines and jobs with:
+//!
+//! ```text
+//!  microvm-compare MICROVM [OPTION]…
+//! ```
 
 use ::compare::{Effort, Options, Progress, Report, Subject, Subjects, diff, html, text};
-use clap::{Args, Subcommand};
+use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use vmm::exit::status;
 
 const EXAMPLES: &str = "\
@@ -35,15 +44,17 @@ Subjects:
 /// One small program runs in all of them: it times system calls, processor,
 /// memory, disk and network, and tries what it can see and do of the host.
 /// Nothing is left behind, whenever it is interrupted.
-#[derive(Debug, Args)]
+#[derive(Debug, Parser)]
 #[command(
+    name = "microvm compare",
+    bin_name = "microvm compare",
     verbatim_doc_comment,
     next_line_help = true,
     args_conflicts_with_subcommands = true,
     after_long_help = EXAMPLES,
     after_help = "microvm compare --help tells more: examples and subjects."
 )]
-pub struct CompareArgs {
+struct CompareArgs {
     #[command(subcommand)]
     command: Option<CompareCommand>,
 
@@ -104,7 +115,7 @@ enum CompareCommand {
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+enum Error {
     /// It could not be measured.
     #[error(transparent)]
     Compare(#[from] ::compare::Error),
@@ -119,48 +130,85 @@ pub enum Error {
         /// What the host said.
         source: io::Error,
     },
-    /// Which program this is can't be told.
-    #[error("/proc/self/exe: {}", vmm::plain(.0))]
-    Own(io::Error),
+    /// Nobody reads what is printed.
+    #[error("standard output: {}", vmm::plain(.0))]
+    Output(io::Error),
+    /// A report that JSON has no words for.
+    #[error("report: {0}")]
+    Json(serde_json::Error),
 }
 
 impl Error {
     /// The exit status that says so.
-    pub fn status(&self) -> u8 {
+    fn status(&self) -> u8 {
         match self {
             Self::Compare(::compare::Error::Interrupted(signal)) => {
                 status::SIGNAL_BASE.wrapping_add(*signal as u8)
             }
             Self::Compare(_) => status::HOST,
             Self::Report(_) | Self::Html { .. } => status::INPUT,
-            Self::Own(_) => status::INTERNAL,
+            Self::Output(_) => status::OUTPUT_LOST,
+            Self::Json(_) => status::INTERNAL,
         }
     }
 }
 
-/// What is printed.
-pub enum Told {
-    /// Text as it is.
-    Text(String),
-    /// The report as JSON.
-    Json(Box<Report>),
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|info| {
+        say(&vmm::text::panic(info));
+        std::process::exit(status::INTERNAL.into());
+    }));
+    let mut words = std::env::args_os().skip(1);
+    let Some(microvm) = words.next().filter(|path| Path::new(path).is_absolute()) else {
+        say("microvm-compare: is a part of microvm compare: call that");
+        return ExitCode::from(status::USAGE);
+    };
+    let wanted =
+        CompareArgs::try_parse_from([OsString::from("microvm compare")].into_iter().chain(words));
+    let told = match wanted {
+        Ok(wanted) => wanted.run(microvm.into()),
+        // --help and --version come this way too.
+        Err(told) if !told.use_stderr() => told.print().map_err(Error::Output),
+        Err(error) => {
+            let complaint = vmm::text::complaint(&error.to_string());
+            say(&format!("{complaint}: see microvm compare --help"));
+            return ExitCode::from(status::USAGE);
+        }
+    };
+    match told {
+        Ok(()) => ExitCode::from(status::OK),
+        Err(error) => {
+            say(&error.to_string());
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn say(text: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "microvm: {}", vmm::visible(text));
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
 }
 
 impl CompareArgs {
     /// Does what is asked for.
-    pub fn run(self) -> Result<Told, Error> {
+    fn run(self, microvm: PathBuf) -> Result<(), Error> {
         match self.command {
             Some(CompareCommand::Diff { before, after }) => {
-                Ok(Told::Text(diff::render(&diff::read(&before)?, &diff::read(&after)?)))
+                print(&diff::render(&diff::read(&before)?, &diff::read(&after)?))
             }
             Some(CompareCommand::Show { report, html, samples }) => {
                 tell(diff::read(&report)?, html.as_deref(), false, samples)
             }
-            None => self.measure(),
+            None => self.measure(microvm),
         }
     }
 
-    fn measure(self) -> Result<Told, Error> {
+    fn measure(self, microvm: PathBuf) -> Result<(), Error> {
         // Before an hour is spent on what can't be written.
         if let Some(path) = &self.html {
             write(path, "")?;
@@ -175,7 +223,7 @@ impl CompareArgs {
             command: self.program,
             effort,
             kernel: self.kernel,
-            microvm: std::env::current_exe().map_err(Error::Own)?,
+            microvm,
         };
         let mut line = Line::default();
         let report = ::compare::run(&options, &mut line);
@@ -184,27 +232,33 @@ impl CompareArgs {
     }
 }
 
-fn tell(report: Report, page: Option<&Path>, json: bool, samples: bool) -> Result<Told, Error> {
+fn tell(report: Report, page: Option<&Path>, json: bool, samples: bool) -> Result<(), Error> {
     if let Some(path) = page {
         write(path, &html::render(&report))?;
     }
-    Ok(match (json, samples) {
-        (true, _) => Told::Json(Box::new(report)),
-        (_, true) => Told::Text(text::samples(&report)),
-        _ => Told::Text(text::render(&report, width())),
-    })
+    match (json, samples) {
+        (true, _) => {
+            let text = serde_json::to_string_pretty(&report).map_err(Error::Json)?;
+            print(&(text + "\n"))
+        }
+        (_, true) => print(&text::samples(&report)),
+        _ => print(&text::render(&report, width())),
+    }
 }
 
 fn write(path: &Path, page: &str) -> Result<(), Error> {
     std::fs::write(path, page).map_err(|source| Error::Html { path: path.to_owned(), source })
 }
 
+/// Columns of a terminal that does not tell.
+const WIDTH: usize = 80;
+
 /// Of the terminal, if output is one.
 fn width() -> Option<usize> {
     let terminal = io::stdout().is_terminal();
     let columns =
         || devices::backend::port::terminal_size(libc::STDOUT_FILENO).map(|(c, _)| c.into());
-    terminal.then(|| columns().unwrap_or(crate::doctor::WIDTH))
+    terminal.then(|| columns().unwrap_or(WIDTH))
 }
 
 /// How far it is: a line that is written over on a terminal, and elsewhere one for
@@ -234,5 +288,22 @@ impl Progress for Line {
             return;
         }
         self.last = Some((percent, what.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_help_fits_a_terminal() {
+        let mut command = CompareArgs::command();
+        command.clone().debug_assert();
+        for help in [command.render_help(), command.render_long_help()] {
+            let help = help.to_string();
+            let long = help.lines().find(|line| line.chars().count() > WIDTH);
+            assert_eq!(long, None);
+        }
     }
 }
