@@ -203,8 +203,9 @@ fn waits(kit: &Kit) -> Result<()> {
 /// once; and what it may sleep beside that, for threads that wait for each other.
 const AFTER_RESET: u64 = 150_000_000;
 const BESIDE: u64 = 15_000_000;
-/// No other driver is silent for as many milliseconds.
-const SILENCE: f64 = 30.0;
+/// No other driver is silent for as many milliseconds, not even while a drive's data
+/// goes through a port.
+const SILENCE: f64 = 50.0;
 
 fn waits_for_drives_alone(mode: &serde_json::Value) -> bool {
     let boot = &mode["boot"];
