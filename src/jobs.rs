@@ -164,7 +164,10 @@ mod tests {
         let text = table(&[found("long-name", Some(about)), found("b", None)]);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("NAME       PID  STATE"), "{text}");
-        assert!(lines[1].contains("1024M") && lines[1].ends_with("a\\u{1b}.img  sleep 9"), "{text}");
+        assert!(
+            lines[1].contains("1024M") && lines[1].ends_with("a\\u{1b}.img  sleep 9"),
+            "{text}"
+        );
         assert_eq!(lines[2], "b          7    no answer");
         assert_eq!(["59s", "1m01s", "2h00m", "1d00h"], [59, 61, 7200, 86_400].map(time));
     }
