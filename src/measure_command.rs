@@ -3,8 +3,7 @@
 use crate::args::ArgsError;
 use crate::{Error, print, print_json, style};
 use clap::Args;
-use measure::{Clock, Mode, Options, Subject};
-use serde::Deserialize;
+use measure::{Clock, Effort, Mode, Options, Subject};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -67,9 +66,21 @@ pub struct SpectrumArgs {
     /// Fewer repetitions: the same counts, rougher times
     #[arg(long, requires = "measure")]
     quick: bool,
+    /// Measure only the way to init
+    #[arg(long, requires = "measure", conflicts_with_all = ["quick", "html"])]
+    boot: bool,
     /// This host's clock counts instructions (cargo xtask rig --count)
     #[arg(long, requires = "measure", hide = true)]
     counted: bool,
+    /// Measure this mode in this process, and print what is found as JSON
+    #[arg(
+        long,
+        value_name = "MODE",
+        requires = "measure",
+        conflicts_with_all = ["json", "modes", "html"],
+        hide = true
+    )]
+    one: Option<Subject>,
 }
 
 /// A file that will hold a report, opened before anything is measured.
@@ -123,13 +134,18 @@ impl SpectrumArgs {
             rootfs,
             cmdline: self.cmdline.clone(),
             subjects,
-            quick: self.quick,
+            effort: match (self.boot, self.quick) {
+                (true, _) => Effort::Boot,
+                (false, true) => Effort::Quick,
+                (false, false) => Effort::Full,
+            },
             clock: if self.counted { Clock::Instructions } else { Clock::Nanoseconds },
         };
-        let report = match options.subjects.as_slice() {
-            [_] => measure::measure(&options)?,
-            _ => measure::measure_apart(&options, |subject| self.measure_one(kernel, subject))?,
-        };
+        if let Some(subject) = &self.one {
+            print_json(&measure::measure_one(&options, subject)?)?;
+            return Ok(status::OK);
+        }
+        let report = measure::measure(&options, |subject| self.measure_apart(kernel, subject))?;
         if to_output {
             print_json(&report)?;
         } else {
@@ -149,26 +165,25 @@ impl SpectrumArgs {
 
 impl SpectrumArgs {
     /// Has this program measure one mode in a process of its own.
-    fn measure_one(&self, kernel: &Path, subject: &Subject) -> Result<Mode, measure::Error> {
+    fn measure_apart(&self, kernel: &Path, subject: &Subject) -> Result<Mode, measure::Error> {
         if io::stderr().is_terminal() {
             eprintln!("microvm: measuring {} …", subject.name);
         }
         let mut own = Command::new("/proc/self/exe");
-        own.args(["spectrum", "--measure", "--json", "--modes", subject.name]);
+        own.args(["spectrum", "--measure", "--one", subject.name]);
         // Values may look like options.
         let mut with_name = OsString::from("--kernel=");
         with_name.push(kernel);
         own.arg(with_name).arg(format!("--cmdline={}", self.cmdline));
         own.args(self.rootfs.iter().map(|rootfs| format!("--rootfs={rootfs}")));
         own.args(self.quick.then_some("--quick"));
+        own.args(self.boot.then_some("--boot"));
         own.args(self.counted.then_some("--counted"));
         let output = own.stdin(Stdio::null()).output();
         let output = output.map_err(|source| measure::Error::Host { what: "microvm", source })?;
-        // The report is there even where not all could be measured.
-        if let Ok(mut report) = serde_json::from_slice::<One>(&output.stdout)
-            && let Some(mode) = report.modes.pop()
-        {
-            return Ok(mode);
+        if output.status.success() {
+            let mode = serde_json::from_slice(&output.stdout).map_err(io::Error::from);
+            return mode.map_err(|source| measure::Error::Host { what: subject.name, source });
         }
         let told = String::from_utf8_lossy(&output.stderr);
         let told = told.trim().strip_prefix("microvm: ").unwrap_or(told.trim()).to_owned();
@@ -180,12 +195,6 @@ impl SpectrumArgs {
         }
         Ok(Mode::failed(subject, told))
     }
-}
-
-/// As much of a report as is taken over.
-#[derive(Deserialize)]
-struct One {
-    modes: Vec<Mode>,
 }
 
 fn show(json: bool) -> Result<u8, Error> {

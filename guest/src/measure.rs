@@ -36,6 +36,41 @@ pub const PACKET: usize = 1400;
 /// How long a timer is waited for, in microseconds.
 pub const TICK_US: u64 = 4000;
 
+/// What init is to measure: the values of [`VARIABLE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Only the way to it.
+    Boot,
+    /// And everything that one processor can do, with few repetitions.
+    Quick,
+    /// The same with many.
+    Full,
+    /// Interrupts between processors alone.
+    Ipi,
+    /// Ticks alone.
+    Tick,
+}
+
+impl Task {
+    const ALL: [Self; 5] = [Self::Boot, Self::Quick, Self::Full, Self::Ipi, Self::Tick];
+
+    /// As it is on the kernel's command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Boot => "boot",
+            Self::Quick => "quick",
+            Self::Full => "full",
+            Self::Ipi => "ipi",
+            Self::Tick => "tick",
+        }
+    }
+
+    /// The task of such a word.
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.word() == word)
+    }
+}
+
 /// The upper byte of every mark, which tells them from other writes.
 const MAGIC: u32 = 0x4d << 24;
 
@@ -106,6 +141,12 @@ impl Operation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tasks_have_words() {
+        assert!(Task::ALL.iter().all(|task| Task::of(task.word()) == Some(*task)));
+        assert_eq!(Task::of("all"), None);
+    }
 
     #[test]
     fn marks_are_read_as_they_are_written() {

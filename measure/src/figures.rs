@@ -1,11 +1,12 @@
 //! Figures from what was recorded.
 
-use crate::Subject;
+use crate::eoi::PLAIN_TICK;
 use crate::names::{Map, PROCESSOR, is_port};
 use crate::report::{
     Boot, Clock, Figure, Gap, Log, Milestone, Mode, Reason, Register, Step, Value,
 };
 use crate::run::{Ran, SIGALRM};
+use crate::{Effort, Subject};
 use guest::measure::{BLOCK, Operation, TICK_US};
 use std::collections::BTreeMap;
 use vmm::exit::Exit;
@@ -15,11 +16,27 @@ use vmm::record::{Access, Kind, Mark};
 const TOP: usize = 256;
 const FEW: usize = 12;
 const GAPS: usize = 5;
+/// Exits of which KVM has no statistics.
+const PROCESSORS: &str = "CPUID, MSR, APIC and others";
+/// KVM's statistics of the time for which a processor sleeps.
+const ASLEEP: [&str; 3] = ["halt_wait_ns", "halt_poll_success_ns", "halt_poll_fail_ns"];
 /// What the measuring init writes into the kernel's log as it starts.
 const INIT_LINE: &str = "microvm: init";
 
-/// What one subject did, alone and with a second processor.
-pub fn mode(subject: &Subject, alone: &Ran, pair: Option<&Ran>, clock: Clock) -> Mode {
+/// What one subject did.
+#[derive(Clone, Copy)]
+pub struct Runs<'a> {
+    /// With one processor.
+    pub alone: &'a Ran,
+    /// With two, if it can have them.
+    pub pair: Option<&'a Ran>,
+    /// With one and without KVM's way to end interrupts, if it has that.
+    pub plain: Option<&'a Ran>,
+}
+
+/// The figures of one subject.
+pub fn mode(subject: &Subject, runs: Runs<'_>, effort: Effort, clock: Clock) -> Mode {
+    let alone = runs.alone;
     let map = Map::new(&alone.config);
     let told = Told::read(&alone.record.data);
     let log = told.log();
@@ -28,15 +45,6 @@ pub fn mode(subject: &Subject, alone: &Ran, pair: Option<&Ran>, clock: Clock) ->
     let mut mode = Mode::failed(subject, String::new());
     mode.problem = problem(alone, boot.is_some());
     mode.row = alone.config.row();
-    let nothing = nothing(marks);
-    let figure = |operation: Operation| Figure {
-        operation: operation.word().to_owned(),
-        value: match Interval::find(marks, operation) {
-            _ if told.is_void(operation) => told.why(operation),
-            Some(interval) => value(&interval, operation, nothing, &map),
-            None => told.why(operation),
-        },
-    };
     const ALONE: [Operation; 7] = [
         Operation::Read,
         Operation::Write,
@@ -46,9 +54,15 @@ pub fn mode(subject: &Subject, alone: &Ran, pair: Option<&Ran>, clock: Clock) ->
         Operation::SendStream,
         Operation::Tick,
     ];
-    mode.operations.extend(ALONE.map(figure));
-    let ipi = pair.map_or_else(|| two_are_needed(subject), |pair| second(pair, clock));
-    mode.operations.push(Figure { operation: Operation::Ipi.word().to_owned(), value: ipi });
+    if effort != Effort::Boot {
+        let figure = |name: &str, value| Figure { operation: name.to_owned(), value };
+        let measured = |operation: Operation| figure(operation.word(), measured(alone, operation));
+        mode.operations.extend(ALONE.map(measured));
+        let ipi = runs.pair.map_or_else(|| two_are_needed(subject), |pair| second(pair, clock));
+        mode.operations.push(figure(Operation::Ipi.word(), ipi));
+        let plain = runs.plain.map(|plain| figure(PLAIN_TICK, elsewhere(plain, Operation::Tick)));
+        mode.operations.extend(plain);
+    }
     mode.read = steps(marks, Operation::OneRead, &map);
     mode.packet = steps(marks, Operation::OnePacket, &map);
     mode.boot = boot;
@@ -82,20 +96,27 @@ fn two_are_needed(subject: &Subject) -> Value {
     Value::Missing { why: why.to_owned() }
 }
 
+/// What an operation of a machine cost.
+fn measured(ran: &Ran, operation: Operation) -> Value {
+    let told = Told::read(&ran.record.data);
+    let marks = &ran.record.marks;
+    match Interval::find(marks, operation).filter(|_| !told.is_void(operation)) {
+        Some(interval) => value(&interval, operation, nothing(marks), &Map::new(&ran.config)),
+        None => told.why(operation),
+    }
+}
+
+/// The same of a machine of which nothing else is told.
+fn elsewhere(ran: &Ran, operation: Operation) -> Value {
+    match (measured(ran, operation), problem(ran, true)) {
+        (Value::Missing { .. }, Some(why)) => Value::Missing { why },
+        (value, _) => value,
+    }
+}
+
 /// The one thing for which a second processor was there.
 fn second(pair: &Ran, clock: Clock) -> Value {
-    let told = Told::read(&pair.record.data);
-    let marks = &pair.record.marks;
-    let map = Map::new(&pair.config);
-    let operation = Operation::Ipi;
-    let Some(interval) = Interval::find(marks, operation).filter(|_| !told.is_void(operation))
-    else {
-        return match problem(pair, true) {
-            Some(why) => Value::Missing { why },
-            None => told.why(operation),
-        };
-    };
-    let mut value = value(&interval, operation, nothing(marks), &map);
+    let mut value = elsewhere(pair, Operation::Ipi);
     let one = std::thread::available_parallelism().map_or(1, usize::from) == 1;
     if let Value::Measured { time, cpu_time, note, .. } = &mut value
         && (one || clock == Clock::Instructions)
@@ -209,6 +230,21 @@ impl<'a> Interval<'a> {
         self.counts().map(|(_, _, count)| count).sum()
     }
 
+    /// Exits for the processor's own registers, its APIC's among them.
+    fn processors(&self) -> Option<u64> {
+        self.exits()?;
+        let found = self.reasons().into_iter().find(|reason| reason.name == PROCESSORS);
+        Some(found.map_or(0, |reason| reason.exits))
+    }
+
+    /// How long the guest slept; only KVM knows, if it is KVM that it sleeps in.
+    fn asleep(&self) -> Option<u64> {
+        if self.counts().any(|(kind, ..)| kind == Kind::Halt) {
+            return None;
+        }
+        ASLEEP.iter().map(|name| self.statistic(name)).sum()
+    }
+
     /// Exits by reason; together they are all exits.
     fn reasons(&self) -> Vec<Reason> {
         let of = |wanted: &dyn Fn(Kind) -> bool| -> u64 {
@@ -247,7 +283,7 @@ impl<'a> Interval<'a> {
                 left -= exits;
                 reasons.push(reason(name, exits, false));
             }
-            reasons.push(reason("CPUID, MSR, APIC and others", left, false));
+            reasons.push(reason(PROCESSORS, left, false));
         }
         reasons.retain(|reason| reason.exits > 0);
         reasons
@@ -305,6 +341,8 @@ fn value(interval: &Interval, operation: Operation, nothing: (u64, u64), map: &M
         cpu_time: Some(cpu_time),
         exits: interval.exits().map(each),
         user_exits: each(interval.user_exits()),
+        processor_exits: interval.processors().map(each),
+        interrupts: interval.statistic("irq_injections").map(each),
         bytes: is_stream.then(|| u64::from(count) * BLOCK as u64),
         registers: interval.registers(map, FEW, count),
         note: if is_tick { format!("woken after {TICK_US} µs of sleep") } else { String::new() },
@@ -332,6 +370,7 @@ fn boot(ran: &Ran, map: &Map, told: &Told, log: &[Log]) -> Option<Boot> {
     }
     Some(Boot {
         time: end.arrived.saturating_sub(begin.left),
+        asleep: interval.asleep(),
         exits: interval.exits(),
         user_exits: interval.user_exits(),
         reasons: interval.reasons(),
@@ -421,7 +460,11 @@ mod tests {
             left: at + 10,
             cpu_arrived: at / 2,
             cpu_left: at / 2 + 5,
-            statistics: [("exits".to_owned(), exits), ("halt_exits".to_owned(), exits / 10)].into(),
+            statistics: [("exits", exits), ("halt_exits", exits / 10)]
+                .into_iter()
+                .chain(ASLEEP.map(|name| (name, at / 4)))
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
             counts: counts.iter().copied().collect(),
             own: 0,
             trace: Vec::new(),
@@ -466,13 +509,14 @@ mod tests {
         }
     }
 
-    fn hvm() -> Subject {
-        "hvm".parse().unwrap()
+    fn figures_of(ran: &Ran) -> Mode {
+        let runs = Runs { alone: ran, pair: None, plain: None };
+        mode(&"hvm".parse().unwrap(), runs, Effort::Quick, Clock::Nanoseconds)
     }
 
     #[test]
     fn an_operation_costs_what_lies_between_its_marks() {
-        let mode = mode(&hvm(), &ran(), None, Clock::Nanoseconds);
+        let mode = figures_of(&ran());
         assert_eq!(mode.problem, None);
         let Some(Value::Measured { count, time, exits, user_exits, registers, .. }) =
             mode.value("read")
@@ -488,7 +532,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_has_its_reason() {
-        let mode = mode(&hvm(), &ran(), None, Clock::Nanoseconds);
+        let mode = figures_of(&ran());
         for (operation, part) in [
             ("write", "no space"),
             ("packet", "no card"),
@@ -505,7 +549,7 @@ mod tests {
 
     #[test]
     fn the_way_to_init_is_on_one_clock() {
-        let mode = mode(&hvm(), &ran(), None, Clock::Nanoseconds);
+        let mode = figures_of(&ran());
         let boot = mode.boot.unwrap();
         let at = |name| boot.milestones.iter().find(|m| m.name == name).unwrap().at.unwrap();
         assert_eq!(at("entry"), 0);
@@ -515,12 +559,13 @@ mod tests {
         assert_eq!(at("first driver"), 310_000);
         assert_eq!((at("root mounted"), at("init")), (499_990, 999_990));
         assert_eq!(boot.gaps[0].ms, 0.69);
+        assert_eq!(boot.asleep, Some(750_000));
         assert!(boot.gaps.iter().all(|gap| gap.after != "later"), "{:?}", boot.gaps);
     }
 
     #[test]
     fn reasons_add_up_to_all_exits() {
-        let boot = mode(&hvm(), &ran(), None, Clock::Nanoseconds).boot.unwrap();
+        let boot = figures_of(&ran()).boot.unwrap();
         let sum: u64 = boot.reasons.iter().map(|reason| reason.exits).sum();
         // Two marks are not the guest's own.
         assert_eq!((boot.exits, sum), (Some(98), 98));
@@ -532,7 +577,7 @@ mod tests {
         let mut ran = ran();
         ran.exit = Exit::Panic;
         ran.record.console = b"one\nKernel panic - not syncing: no init\n\n".to_vec();
-        let mode = mode(&hvm(), &ran, None, Clock::Nanoseconds);
+        let mode = figures_of(&ran);
         assert!(mode.problem.as_deref().unwrap().contains("no init"), "{:?}", mode.problem);
     }
 }

@@ -27,6 +27,7 @@ pub use report::{
 pub use subject::Subject;
 pub use text::table;
 
+use serde::Serialize;
 use std::path::PathBuf;
 use vmm::config::Disk;
 
@@ -41,10 +42,22 @@ pub struct Options {
     pub cmdline: String,
     /// The modes and variants of them, in the order of the report.
     pub subjects: Vec<Subject>,
-    /// Fewer repetitions.
-    pub quick: bool,
+    /// How much is measured.
+    pub effort: Effort,
     /// What a unit of this host's clock is.
     pub clock: Clock,
+}
+
+/// How much is measured of a mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// The way to init alone.
+    Boot,
+    /// All, with few repetitions.
+    Quick,
+    /// All, with many.
+    Full,
 }
 
 /// Why nothing could be measured.
@@ -82,45 +95,34 @@ impl Error {
     }
 }
 
-/// Measures every mode by `one`, which has another process do it, and puts them
-/// together: what a machine leaves behind in its process is no other's.
-pub fn measure_apart(
+/// Measures every mode by `one`, which has another process do it
+/// ([`measure_one`]), and puts them together: what a machine leaves behind in its
+/// process is no other's. A mode that can't be measured is in the report with the
+/// reason, unless none could be.
+pub fn measure(
     options: &Options,
-    mut one: impl FnMut(&Subject) -> Result<Mode, Error>,
+    one: impl FnMut(&Subject) -> Result<Mode, Error>,
 ) -> Result<Report, Error> {
-    let modes: Result<Vec<Mode>, Error> = options.subjects.iter().map(&mut one).collect();
-    let modes = modes?;
-    if let Some(first) = modes.first()
-        && modes.iter().all(|mode| mode.boot.is_none())
-    {
-        let text = first.problem.clone().unwrap_or_default();
-        return Err(Error::Ended { status: vmm::exit::status::HOST, text });
-    }
-    Ok(Report::new(options, modes))
-}
-
-/// Boots the guest in every mode, in this process. A mode that
-/// can't be measured is in the report with the reason, unless none could be.
-pub fn measure(options: &Options) -> Result<Report, Error> {
-    let peer = peer::Peer::start().map_err(|source| Error::Host { what: "peer", source })?;
-    let (_initramfs, initramfs) =
-        job::init::initramfs(&[]).map_err(|source| Error::Host { what: "initramfs", source })?;
-    let mut failure = None;
-    let mut modes = Vec::with_capacity(options.subjects.len());
-    for subject in &options.subjects {
-        let bench = run::Bench { options, initramfs: &initramfs, peer: peer.port };
-        match bench.run(subject) {
-            Ok(mode) => modes.push(mode),
-            // The same in every mode: what the user gave can't be used.
-            Err(error) if error.status() == vmm::exit::status::INPUT => return Err(error),
-            Err(error) => {
-                modes.push(Mode::failed(subject, error.to_string()));
-                failure.get_or_insert(error);
-            }
+    let modes = options.subjects.iter().map(one).collect::<Result<Vec<Mode>, Error>>()?;
+    match modes.first() {
+        Some(first) if modes.iter().all(|mode| mode.boot.is_none()) => {
+            let text = first.problem.clone().unwrap_or_default();
+            Err(Error::Ended { status: vmm::exit::status::HOST, text })
         }
-    }
-    match failure {
-        Some(error) if modes.iter().all(|mode| mode.problem.is_some()) => Err(error),
         _ => Ok(Report::new(options, modes)),
     }
 }
+
+/// Boots the guest as `subject`, in this process.
+pub fn measure_one(options: &Options, subject: &Subject) -> Result<Mode, Error> {
+    let peer = peer::Peer::start().map_err(|source| Error::Host { what: "peer", source })?;
+    let (_initramfs, initramfs) =
+        job::init::initramfs(&[]).map_err(|source| Error::Host { what: "initramfs", source })?;
+    run::Bench { options, initramfs: &initramfs, peer: peer.port }.run(subject)
+}
+
+// The recorder listens where the measuring guest speaks.
+const _: () = {
+    assert!(vmm::record::MARK_PORT == guest::measure::MARK_PORT);
+    assert!(vmm::record::DATA_PORT == guest::measure::DATA_PORT);
+};

@@ -1,13 +1,13 @@
 //! What is found, as plain data: the JSON form is this.
 
-use crate::{Options, Subject, eoi};
+use crate::{Effort, Options, Subject, eoi};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vmm::host::processor;
 use vmm::host::spectrum::{self, Row};
 
 /// The version of the JSON form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a unit of the host's monotonic clock is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,8 +50,8 @@ pub struct Place {
     pub virtual_host: bool,
     /// The guest's kernel.
     pub kernel: String,
-    /// Fewer repetitions than there should be.
-    pub quick: bool,
+    /// How much was measured.
+    pub effort: Effort,
 }
 
 /// One subject's figures.
@@ -86,6 +86,10 @@ pub struct Mode {
 pub struct Boot {
     /// Units of the clock.
     pub time: u64,
+    /// Units of the clock of them in which the guest slept: what it waits for, but
+    /// for what it waits for awake. Not where sleep is microvm's business, and not
+    /// where KVM keeps no statistics.
+    pub asleep: Option<u64>,
     /// Exits from the guest; not where KVM keeps no statistics.
     pub exits: Option<u64>,
     /// Exits to user space.
@@ -192,6 +196,12 @@ pub enum Value {
         exits: Option<f64>,
         /// Exits to user space.
         user_exits: f64,
+        /// Exits for registers of the processor: CPUID, MSRs, its APIC.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        processor_exits: Option<f64>,
+        /// Interrupts that KVM has given to the guest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interrupts: Option<f64>,
         /// Bytes moved.
         #[serde(skip_serializing_if = "Option::is_none")]
         bytes: Option<u64>,
@@ -237,10 +247,6 @@ impl Mode {
         }
     }
 
-    fn has(&self, operation: &str) -> bool {
-        self.value(operation).is_some()
-    }
-
     /// The cost of an operation, if it was measured.
     pub fn value(&self, operation: &str) -> Option<&Value> {
         self.operations.iter().find(|figure| figure.operation == operation).map(|f| &f.value)
@@ -259,12 +265,12 @@ impl Report {
             emulator: emulator(),
             virtual_host: host.facts.host_is_virtual,
             kernel: options.kernel.display().to_string(),
-            quick: options.quick,
+            effort: options.effort,
         };
-        for mode in modes.iter_mut().filter(|mode| mode.boot.is_some() && !mode.has("eoi")) {
+        for mode in modes.iter_mut().filter(|mode| !mode.operations.is_empty()) {
             let subject = options.subjects.iter().find(|subject| subject.name == mode.name);
             if let Some(subject) = subject {
-                let value = eoi::cost(subject, &host.costs);
+                let value = eoi::cost(subject, mode, &host.costs);
                 mode.operations.push(Figure { operation: "eoi".to_owned(), value });
             }
         }
@@ -318,6 +324,8 @@ pub mod tests {
             cpu_time: Some(exits * 900.0),
             exits: Some(exits),
             user_exits: exits / 2.0,
+            processor_exits: Some(exits / 4.0),
+            interrupts: Some(1.0),
             bytes: operation.ends_with("stream").then_some(8 << 16),
             registers: Vec::new(),
             note: String::new(),
@@ -337,6 +345,7 @@ pub mod tests {
         };
         mode.boot = Some(Boot {
             time: exits * 10_000,
+            asleep: Some(exits * 1000),
             exits: Some(exits),
             user_exits: exits / 2,
             reasons: vec![reason("port", exits / 2, true), reason("HLT", exits / 2, false)],
@@ -372,7 +381,7 @@ pub mod tests {
                 emulator: Some("QEMU's TCG"),
                 virtual_host: true,
                 kernel: "/boot/vmlinux".to_owned(),
-                quick: true,
+                effort: Effort::Quick,
             },
             table: Vec::new(),
             because: Vec::new(),

@@ -1,9 +1,9 @@
 //! One subject, from its configuration to its figures.
 
-use crate::figures;
+use crate::figures::{self, Runs};
 use crate::report::Mode;
-use crate::{Error, Options, Subject};
-use guest::measure::{Operation, PEER, ROOT, SCRATCH, VARIABLE};
+use crate::{Effort, Error, Options, Subject};
+use guest::measure::{Operation, PEER, ROOT, SCRATCH, Task, VARIABLE};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -17,10 +17,12 @@ use vmm::exit::Exit;
 use vmm::machine::{self, Attached};
 use vmm::record::{Record, Recorder};
 
-/// No machine is waited for longer, even where it is emulated itself; and with few
+/// No machine is waited for longer, even where it is emulated itself; and with many
 /// repetitions.
-const LIMIT: Duration = Duration::from_secs(180);
-const QUICK_LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(90);
+const FULL_LIMIT: Duration = Duration::from_secs(180);
+/// What a machine lacks in which interrupts end as on a real one.
+const PLAIN_EOI: &str = "eoi=off";
 /// The size of the disk that is overwritten: unlikely to be another's, and there is
 /// room for all that is read and written.
 const SCRATCH_SIZE: u64 = (8 << 20) + (4 << 10);
@@ -47,20 +49,32 @@ pub struct Ran {
 }
 
 impl Bench<'_> {
-    /// Boots the subject, twice where it can have a second processor.
+    /// Boots the subject; once more where it can have a second processor, and once
+    /// more without KVM's way to end interrupts where it has that.
     pub fn run(&self, subject: &Subject) -> Result<Mode, Error> {
-        let what = if self.options.quick { "quick" } else { "full" };
-        let alone = self.boot(subject, what, 1)?;
-        // One that does not end would not with another processor either.
-        let second = subject.can_have_two() && alone.exit == Exit::Told;
-        let pair = second.then(|| self.boot(subject, "ipi", 2)).transpose()?;
-        Ok(figures::mode(subject, &alone, pair.as_ref(), self.options.clock))
+        let effort = self.options.effort;
+        let task = match effort {
+            Effort::Boot => Task::Boot,
+            Effort::Quick => Task::Quick,
+            Effort::Full => Task::Full,
+        };
+        let alone = self.boot(subject, task, 1)?;
+        // One that does not end would not another time either.
+        let more = effort != Effort::Boot && alone.exit == Exit::Told;
+        let pair = (more && subject.can_have_two()).then(|| self.boot(subject, Task::Ipi, 2));
+        let plain = (more && subject.has_pv_eoi()).then(|| self.boot(subject, Task::Tick, 1));
+        let (pair, plain) = (pair.transpose()?, plain.transpose()?);
+        let runs = Runs { alone: &alone, pair: pair.as_ref(), plain: plain.as_ref() };
+        Ok(figures::mode(subject, runs, effort, self.options.clock))
     }
 
-    fn boot(&self, subject: &Subject, what: &str, cpus: u32) -> Result<Ran, Error> {
+    fn boot(&self, subject: &Subject, task: Task, cpus: u32) -> Result<Ran, Error> {
         let (_scratch, path, size) = self.scratch()?;
-        let mut config = self.config(what, (&path, size), cpus)?;
+        let mut config = self.config(task, (&path, size), cpus)?;
         subject.configure(&mut config);
+        if task == Task::Tick {
+            config.pv_features = PLAIN_EOI.parse().map_err(machine::Error::from)?;
+        }
         let ending = Ending::new().map_err(|source| Error::Host { what: "eventfd", source })?;
         let end = ending.clone();
         let done = Operation::Done.mark(1);
@@ -69,7 +83,7 @@ impl Bench<'_> {
                 end.end(Exit::Told);
             }
         }));
-        let limit = if self.options.quick { QUICK_LIMIT } else { LIMIT };
+        let limit = if self.options.effort == Effort::Full { FULL_LIMIT } else { LIMIT };
         let exit = run_within_limit(&config, limit, ending, recorder.clone())?;
         Ok(Ran { record: recorder.take(), config, exit })
     }
@@ -89,7 +103,7 @@ impl Bench<'_> {
         Ok((file, path.into(), size / SECTOR))
     }
 
-    fn config(&self, what: &str, scratch: (&Path, u64), cpus: u32) -> Result<Config, Error> {
+    fn config(&self, task: Task, scratch: (&Path, u64), cpus: u32) -> Result<Config, Error> {
         let mut config = Config::new(&self.options.kernel);
         config.initrd = Some(self.initramfs.to_owned());
         config.cpus = cpus;
@@ -97,8 +111,10 @@ impl Bench<'_> {
         let disk = path.display().to_string().parse();
         config.disks.push(disk.map_err(machine::Error::from)?);
         let mut words = format!(
-            "{} quiet panic=-1 {VARIABLE}={what} {SCRATCH}={sectors} {PEER}=10.0.2.2:{}",
-            self.options.cmdline, self.peer
+            "{} quiet panic=-1 {VARIABLE}={} {SCRATCH}={sectors} {PEER}=10.0.2.2:{}",
+            self.options.cmdline,
+            task.word(),
+            self.peer
         );
         if let Some(root) = &self.options.rootfs {
             let mut root = root.clone();

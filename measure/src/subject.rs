@@ -62,6 +62,13 @@ impl Subject {
         self.variant != Variant::UserInterrupts
     }
 
+    /// Whether the guest tells KVM in memory that an interrupt is done.
+    pub fn has_pv_eoi(&self) -> bool {
+        let mut config = Config::new("");
+        self.configure(&mut config);
+        config.choices().paravirtual
+    }
+
     /// Makes a configuration this subject's.
     pub fn configure(&self, config: &mut Config) {
         config.mode = self.mode;

@@ -1,6 +1,7 @@
 //! The report as people read it in a terminal: at most 80 columns.
 
-use crate::report::{Clock, Mode, Report, Value};
+use crate::Effort;
+use crate::report::{Boot, Clock, Mode, Report, Value};
 use std::fmt::Write;
 
 /// The mode that the others are compared with.
@@ -9,86 +10,100 @@ const BASE: &str = "pv";
 const REGISTERS: usize = 5;
 const NAME: usize = 10;
 
+/// An operation: its heading, and its name in the report.
+type Operation = (&'static str, &'static str);
+const COUNTED: [Operation; 5] = [
+    ("read 4 KiB", "read"),
+    ("write 4 KiB", "write"),
+    ("packet", "packet"),
+    ("timer tick", "tick"),
+    ("IPI", "ipi"),
+];
+/// What a sleeper waits is not the timer's cost.
+const TIMED: [Operation; 5] = [
+    ("read 4 KiB", "read"),
+    ("write 4 KiB", "write"),
+    ("packet", "packet"),
+    ("IPI", "ipi"),
+    ("EOI", "eoi"),
+];
+
 /// A column: its heading, and what a mode has there.
 struct Column<'a> {
     heading: &'a str,
     width: usize,
     value: &'a dyn Fn(&Mode) -> Option<f64>,
     show: &'a dyn Fn(f64) -> String,
+    /// Whether it is told how many times as much as pv's it is.
+    compared: bool,
 }
 
 /// The whole report.
 pub fn table(report: &Report) -> String {
-    let clock = report.place.clock;
-    let time = |value: f64| time(value, clock);
-    // Columns are narrow.
-    let tight = |value: f64| time(value).replace(' ', "");
     let mut out = String::new();
     let _ = writeln!(out, "{}", wrapped(&report.place.sentence()));
-    if report.place.quick {
+    if report.place.effort == Effort::Quick {
         out += "Few repetitions (--quick): counts are exact, times are rough.\n";
     }
     out += "In parentheses: how many times as much as pv.\n";
-    write_columns(
-        &mut out,
-        "From the first instruction to init",
-        report,
-        &[
-            Column { heading: "time", width: 20, value: &|mode| boot(mode, 0), show: &time },
-            Column { heading: "exits", width: 18, value: &|mode| boot(mode, 1), show: &amount },
-            Column {
-                heading: "to microvm",
-                width: 18,
-                value: &|mode| boot(mode, 2),
-                show: &amount,
-            },
-        ],
-    );
-    let exits = |operation: &'static str| move |mode: &Mode| figure(mode, operation).1;
-    let user = |operation: &'static str| move |mode: &Mode| figure(mode, operation).2;
-    let times = |operation: &'static str| move |mode: &Mode| figure(mode, operation).0;
-    let rate = |operation: &'static str| move |mode: &Mode| rate(mode, operation);
-    let operations = [
-        ("read 4 KiB", "read"),
-        ("write 4 KiB", "write"),
-        ("packet", "packet"),
-        ("timer tick", "tick"),
-        ("IPI", "ipi"),
+    write_boots(&mut out, report);
+    if report.place.effort != Effort::Boot {
+        write_costs(&mut out, report);
+    }
+    write_milestones(&mut out, report);
+    write_registers(&mut out, report);
+    write_missing(&mut out, report);
+    out
+}
+
+/// The way to init.
+fn write_boots(out: &mut String, report: &Report) {
+    let clock = report.place.clock;
+    let time = |value: f64| time(value, clock);
+    let taken = boot(|boot| Some(boot.time));
+    let asleep = boot(|boot| boot.asleep);
+    let exits = boot(|boot| boot.exits);
+    let user_exits = boot(|boot| Some(boot.user_exits));
+    let columns = [
+        Column { heading: "time", width: 18, value: &taken, show: &time, compared: true },
+        // Of what hardly sleeps at all, nothing is many times as much.
+        Column { heading: "of it asleep", width: 14, value: &asleep, show: &time, compared: false },
+        Column { heading: "exits", width: 18, value: &exits, show: &amount, compared: true },
+        Column {
+            heading: "to microvm",
+            width: 18,
+            value: &user_exits,
+            show: &amount,
+            compared: true,
+        },
     ];
-    let all: Vec<_> = operations.iter().map(|(_, operation)| exits(operation)).collect();
-    let columns = operations.iter().zip(&all);
-    let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &amount })
-        .collect();
-    write_columns(&mut out, "Exits of each", report, &columns);
-    let all: Vec<_> = operations.iter().map(|(_, operation)| user(operation)).collect();
-    let columns = operations.iter().zip(&all);
-    let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &amount })
-        .collect();
-    write_columns(&mut out, "Of them to microvm", report, &columns);
-    let timed = [
-        ("read 4 KiB", "read"),
-        ("write 4 KiB", "write"),
-        ("packet", "packet"),
-        ("IPI", "ipi"),
-        ("EOI", "eoi"),
-    ];
-    let all: Vec<_> = timed.iter().map(|(_, operation)| times(operation)).collect();
-    let columns = timed.iter().zip(&all);
-    let columns: Vec<Column<'_>> = columns
-        .map(|((heading, _), value)| Column { heading, width: 14, value, show: &tight })
-        .collect();
+    write_columns(out, "From the first instruction to init", report, &columns);
+}
+
+/// A number of the way to init.
+fn boot(of: impl Fn(&Boot) -> Option<u64>) -> impl Fn(&Mode) -> Option<f64> {
+    move |mode| of(mode.boot.as_ref()?).map(|value| value as f64)
+}
+
+/// What operations cost.
+fn write_costs(out: &mut String, report: &Report) {
+    let clock = report.place.clock;
+    // Columns are narrow.
+    let tight = |value: f64| time(value, clock).replace(' ', "");
+    write_operations(out, "Exits of each", report, &COUNTED, &amount, |cost| cost.exits);
+    let heading = "Of them to microvm";
+    write_operations(out, heading, report, &COUNTED, &amount, |cost| cost.user_exits);
     let heading = match clock {
         Clock::Nanoseconds => "Time of each",
         Clock::Instructions => "Instructions of each",
     };
-    write_columns(&mut out, heading, report, &columns);
+    write_operations(out, heading, report, &TIMED, &tight, |cost| cost.time);
+    let rate = |operation: &'static str| move |mode: &Mode| rate(mode, operation);
     let (read, write, send) = (rate("read-stream"), rate("write-stream"), rate("send-stream"));
     let per = |value: f64| format!("{} MiB/s", amount(value / f64::from(1 << 20)));
-    let column = |heading, value| Column { heading, width: 20, value, show: &per };
+    let column = |heading, value| Column { heading, width: 20, value, show: &per, compared: true };
     write_columns(
-        &mut out,
+        out,
         match clock {
             Clock::Nanoseconds => "Throughput, 64 KiB at a time",
             Clock::Instructions => "Throughput, at a billion instructions a second",
@@ -96,10 +111,6 @@ pub fn table(report: &Report) -> String {
         report,
         &[column("disk, read", &read), column("disk, written", &write), column("TCP, sent", &send)],
     );
-    write_milestones(&mut out, report);
-    write_registers(&mut out, report);
-    write_missing(&mut out, report);
-    out
 }
 
 fn wrapped(text: &str) -> String {
@@ -118,21 +129,44 @@ fn wrapped(text: &str) -> String {
     out
 }
 
-fn boot(mode: &Mode, which: usize) -> Option<f64> {
-    let boot = mode.boot.as_ref()?;
-    Some(match which {
-        0 => boot.time,
-        1 => boot.exits?,
-        _ => boot.user_exits,
-    } as f64)
+/// What an operation cost, as far as it is known.
+#[derive(Default)]
+struct Cost {
+    time: Option<f64>,
+    exits: Option<f64>,
+    user_exits: Option<f64>,
 }
 
-/// Time, exits and exits to user space of an operation.
-fn figure(mode: &Mode, operation: &str) -> (Option<f64>, Option<f64>, Option<f64>) {
-    match mode.value(operation) {
-        Some(Value::Measured { time, exits, user_exits, .. }) => (*time, *exits, Some(*user_exits)),
-        _ => (None, None, None),
+impl Cost {
+    fn of(mode: &Mode, operation: &str) -> Self {
+        match mode.value(operation) {
+            Some(Value::Measured { time, exits, user_exits, .. }) => {
+                Self { time: *time, exits: *exits, user_exits: Some(*user_exits) }
+            }
+            _ => Self::default(),
+        }
     }
+}
+
+/// A column for each operation.
+fn write_operations(
+    out: &mut String,
+    heading: &str,
+    report: &Report,
+    operations: &[Operation],
+    show: &dyn Fn(f64) -> String,
+    of: impl Fn(Cost) -> Option<f64>,
+) {
+    let values: Vec<_> = operations
+        .iter()
+        .map(|(_, operation)| |mode: &Mode| of(Cost::of(mode, operation)))
+        .collect();
+    let columns: Vec<Column<'_>> = operations
+        .iter()
+        .zip(&values)
+        .map(|((heading, _), value)| Column { heading, width: 14, value, show, compared: true })
+        .collect();
+    write_columns(out, heading, report, &columns);
 }
 
 /// Bytes in a second of the clock.
@@ -155,8 +189,8 @@ fn write_columns(out: &mut String, heading: &str, report: &Report, columns: &[Co
     let base = report.modes.iter().find(|mode| mode.name == BASE);
     for mode in &report.modes {
         let _ = write!(out, "  {:NAME$}", mode.name);
-        for Column { width, value, show, .. } in columns {
-            let least = base.and_then(value);
+        for Column { width, value, show, compared, .. } in columns {
+            let least = base.filter(|_| *compared).and_then(value);
             let text = match value(mode) {
                 None => "-".to_owned(),
                 Some(value) if mode.name == BASE => show(value),

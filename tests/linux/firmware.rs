@@ -85,7 +85,11 @@ fn boot_sector() -> Verdict {
     disk.extend(b"six by nine is forty-two, says the sector\n\0");
     disk.resize(1 << 20, 0);
     std::fs::write(&image, disk)?;
-    let outcome = guest.arg("--disk").arg(&image).run()?.ended(0)?;
+    // A CD comes after disks that have a boot sector.
+    let disc = guest.scratch("disc.iso");
+    std::fs::write(&disc, vec![0; 64 << 10])?;
+    let guest = guest.arg("--disk").arg(&image).arg("--cdrom").arg(&disc);
+    let outcome = guest.run()?.ended(0)?;
     let said = "a sector of ours runs; the next says: six by nine is forty-two";
     check(outcome.console.contains(said), said, &outcome)?;
     check(outcome.stderr.contains("guest rebooted"), "it resets the machine", &outcome)?;
@@ -160,10 +164,14 @@ fn debian() -> Verdict {
     Ok(Completion::Completed)
 }
 
-/// ISOLINUX on the CD starts iPXE, which finds the card and asks DHCP.
+/// ISOLINUX on the CD starts iPXE, which finds the card and asks DHCP. The disk is as
+/// new, so there is nothing to boot from it.
 fn ipxe() -> Verdict {
     let disc = kit::ipxe().join("usr/lib/ipxe/ipxe.iso");
     let guest = Guest::empty().arg("--mode").arg("hvm").arg("--board").arg("bios");
+    let blank = guest.scratch("blank.img");
+    std::fs::write(&blank, vec![0; 1 << 20])?;
+    let guest = guest.arg("--disk").arg(&blank);
     let guest = guest.arg("--net").arg("user,backend=internal").arg("--cdrom").arg(disc);
     seen(guest.start(), &["ISOLINUX", "iPXE initialising devices", "rtl8139", "Configuring", "ok"])
 }

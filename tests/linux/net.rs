@@ -21,6 +21,7 @@ pub fn tests() -> Vec<Trial> {
         trial("net::queues_and_jumbo_frames_over_pci", || streams("pci", "off")),
         trial("net::the_kernel_moves_the_frames_over_mmio", || streams("mmio", "on")),
         trial("net::the_kernel_moves_the_frames_over_pci", || streams("pci", "on")),
+        trial("net::the_kernel_moves_the_frames_of_a_pc", kernel_on_a_board),
         trial("net::the_link_follows_the_interface", link),
         trial("net::limits_hold_within_5_percent_each_way", limits),
     ]
@@ -275,6 +276,30 @@ fn streams(transport: &str, vhost: &str) -> Verdict {
             check(of("/devices/net0/rx_frames") == Some(sum), "queues add up", &outcome)?;
         }
     }
+    Ok(Completion::Completed)
+}
+
+/// What a driver does to such a card on a motherboard, whose vCPUs may do other things
+/// than those without: start, mask interrupts, stop, and start again.
+fn kernel_on_a_board() -> Verdict {
+    let Some(tap) = HostTap::new("mvvhost", 30) else { return unavailable() };
+    if File::options().write(true).open("/dev/vhost-net").is_err() {
+        return Ok(Completion::ignored_with("/dev/vhost-net is missing or not ours to open"));
+    }
+    let host = tap.host();
+    let script = format!(
+        "ping -c 2 -W 10 {host} || exit 1
+         card=$(basename $(readlink /sys/class/net/eth0/device))
+         cd /sys/bus/virtio/drivers/virtio_net
+         echo $card >unbind; [ ! -e /sys/class/net/eth0 ] || exit 2
+         echo $card >bind
+         ip addr add 10.77.30.2/24 dev eth0; ip link set eth0 up
+         ping -c 2 -W 10 {host} || exit 3
+         echo messages=$(grep -c 'MSI.*virtio.*input' /proc/interrupts)"
+    );
+    let guest = tap.guest_with(",vhost=on", &script).arg("--mode").arg("hvm-pv");
+    let outcome = guest.run()?.script_passed()?;
+    check(outcome.count("messages")? == 1, "they are told by a message", &outcome)?;
     Ok(Completion::Completed)
 }
 

@@ -16,7 +16,7 @@ use std::process::Command;
 /// All targets.
 const TARGETS: &[&str] = &[
     "queue", "block", "mmio", "pci", "vsock", "net", "usernet", "fs", "agent", "image", "control",
-    "ide", "rtl8139", "ne2k", "legacy",
+    "ide", "rtl8139", "ne2k", "legacy", "board",
 ];
 /// Seconds for each where time is short.
 const BRIEF: u64 = 10;

@@ -76,6 +76,11 @@ impl TestArguments {
             heading("shadow page tables");
             tally.add(verdict("spectrum::shadow_page_tables_are_seen", shadow_page_tables));
         }
+        if self.wants("spectrum::a_pc_waits_for_its_drives_alone") {
+            heading("waits");
+            let test = || waits(&kit);
+            tally.add(verdict("spectrum::a_pc_waits_for_its_drives_alone", test));
+        }
         if self.wants("vtx::boot_smp_block_and_network") {
             if self.no_vtx {
                 tally.skipped += 1;
@@ -160,6 +165,56 @@ fn shadow_page_tables() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The way to init of machines without anything made for virtual machines, in a host
+/// whose clock is its instructions: they sleep as long as Linux lets drives rest after
+/// a reset, and the log of no other driver stands still.
+fn waits(kit: &Kit) -> Result<()> {
+    let monitor = workspace::build_monitor()?;
+    let options = Options {
+        count: true,
+        limit: Some(Duration::from_secs(900)),
+        files: vec![monitor.clone(), kit.kernel.clone(), kit.root.clone()],
+        ..Options::default()
+    };
+    let mut command = vec![monitor.into_os_string()];
+    let words = ["spectrum", "--measure", "--boot", "--counted", "--json", "--modes"];
+    command.extend(words.map(OsString::from));
+    command.extend(["hvm,hvm-pio".into(), "--kernel".into()]);
+    command.extend([kit.kernel.clone().into_os_string(), "--rootfs".into()]);
+    command.push(kit.root.clone().into_os_string());
+    let output = options.output(&command)?;
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| e.to_string().into());
+    let modes = report["modes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let fine = output.status == 0 && modes.len() == 2 && modes.iter().all(waits_for_drives_alone);
+    if !fine {
+        anyhow::bail!(
+            "status {}; {report:#}\nstandard error:\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// Linux's `ATA_WAIT_AFTER_RESET`, in nanoseconds, which it sleeps for all channels at
+/// once; and what it may sleep beside that, for threads that wait for each other.
+const AFTER_RESET: u64 = 150_000_000;
+const BESIDE: u64 = 15_000_000;
+/// No other driver is silent for as many milliseconds, not even while a drive's data
+/// goes through a port.
+const SILENCE: f64 = 50.0;
+
+fn waits_for_drives_alone(mode: &serde_json::Value) -> bool {
+    let boot = &mode["boot"];
+    let asleep = boot["asleep"].as_u64().is_some_and(|asleep| asleep <= AFTER_RESET + BESIDE);
+    let gaps = boot["gaps"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let of_drives =
+        |gap: &serde_json::Value| gap["after"].as_str().is_some_and(|line| line.starts_with("ata"));
+    let short = |gap: &serde_json::Value| gap["ms"].as_f64().is_some_and(|ms| ms < SILENCE);
+    asleep && !gaps.is_empty() && gaps.iter().all(|gap| short(gap) || of_drives(gap))
 }
 
 /// The monitor under VT-x: a guest with two processors boots from its disk,

@@ -20,3 +20,5 @@ pub mod power;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -6,7 +6,7 @@
 use crate::network;
 use crate::system::{About, Fault, check, make_directory, mount};
 use guest::measure::{
-    BLOCK, DATA_PORT, MARK_PORT, Operation, PACKET, PAGE, PEER, ROOT, SCRATCH, TICK_US,
+    BLOCK, DATA_PORT, MARK_PORT, Operation, PACKET, PAGE, PEER, ROOT, SCRATCH, TICK_US, Task,
 };
 use guest::protocol::Network;
 use std::alloc::{Layout, alloc_zeroed};
@@ -49,9 +49,12 @@ const FULL: Amounts = Amounts {
     interrupts: 200,
 };
 
-/// Measures as `what` says: `quick` or `full`, or `ipi` for the one thing that
-/// takes two processors.
-pub fn run(what: &str) {
+/// Measures what the word of a task says.
+pub fn run(word: &str) {
+    let Some(task) = Task::of(word) else {
+        eprintln!("microvm-init: {word}: nothing that can be measured");
+        return;
+    };
     if let Err(fault) = ports() {
         // Only the console is left to tell it.
         eprintln!("microvm-init: {fault}");
@@ -74,13 +77,17 @@ pub fn run(what: &str) {
         mark(Operation::Nothing, 0);
         mark(Operation::Nothing, 1);
     }
-    let amounts = if what == "full" { FULL } else { QUICK };
-    attempt(Operation::Ipi, interrupts(amounts));
-    if what != "ipi" {
-        attempt(Operation::Read, disk(amounts));
-        attempt(Operation::Packet, packets(amounts));
-        ticks(amounts);
-        tell_log();
+    let amounts = if task == Task::Full { FULL } else { QUICK };
+    match task {
+        Task::Boot => tell_log(),
+        Task::Ipi => attempt(Operation::Ipi, interrupts(amounts)),
+        Task::Tick => ticks(amounts),
+        Task::Quick | Task::Full => {
+            attempt(Operation::Read, disk(amounts));
+            attempt(Operation::Packet, packets(amounts));
+            ticks(amounts);
+            tell_log();
+        }
     }
     mark(Operation::Done, 1);
 }

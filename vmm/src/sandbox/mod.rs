@@ -187,7 +187,13 @@ const VCPU_IOCTLS: &[u32] =
 
 /// In a machine with a motherboard: PCI cards have interrupt lines, whose level
 /// changes when their registers are read and written.
-const BOARD_IOCTLS: &[u32] = vcpu_ioctls![KVM_SET_GSI_ROUTING, KVM_IOEVENTFD, KVM_IRQ_LINE];
+const BOARD_IOCTLS: &[u32] = vcpu_ioctls![
+    KVM_SET_GSI_ROUTING,
+    KVM_IOEVENTFD,
+    KVM_IRQ_LINE,
+    VHOST_SET_VRING_CALL,
+    VHOST_NET_SET_BACKEND
+];
 
 /// Where interrupt controllers are the monitor's: they inject interrupts.
 const CONTROLLERS_IOCTLS: &[u32] = vcpu_ioctls![KVM_INTERRUPT, KVM_NMI];
@@ -457,6 +463,23 @@ mod tests {
         let board = VcpuNeeds { board: true, ..VcpuNeeds::default() };
         assert_eq!(in_child(&vcpu(board), irq_line), 0);
         assert!(killed(in_child(&vcpu(VcpuNeeds::default()), irq_line)));
+        // A card of the kernel's can be on any bus that has messages.
+        let call = || {
+            // SAFETY: the request on a closed descriptor reads nothing.
+            unsafe { libc::ioctl(-1, u64::from(VHOST_SET_VRING_CALL), 0) };
+        };
+        let stop = || {
+            // SAFETY: the request on a closed descriptor reads nothing.
+            unsafe { libc::ioctl(-1, u64::from(VHOST_NET_SET_BACKEND), 0) };
+        };
+        for body in [call, stop] {
+            for chips in [Chips::Kernel, Chips::Split] {
+                let needs = VcpuNeeds { board: true, chips, ..VcpuNeeds::default() };
+                assert_eq!(in_child(&vcpu(needs), body), 0);
+            }
+            let needs = VcpuNeeds { board: true, chips: Chips::User, ..VcpuNeeds::default() };
+            assert!(killed(in_child(&vcpu(needs), body)));
+        }
     }
 
     #[test]
