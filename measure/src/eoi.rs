@@ -49,7 +49,7 @@ fn missing(why: &str) -> Value {
 }
 
 /// Exits for registers of the processor in a tick, and interrupts.
-fn tick(mode: &Mode, name: &str) -> Result<(u32, f64, f64), Value> {
+fn tick(mode: &Mode, name: &str) -> Result<(u32, f64, f64), String> {
     match mode.value(name) {
         Some(Value::Measured {
             count,
@@ -57,8 +57,8 @@ fn tick(mode: &Mode, name: &str) -> Result<(u32, f64, f64), Value> {
             interrupts: Some(interrupts),
             ..
         }) if *interrupts > 0.0 => Ok((*count, *exits, *interrupts)),
-        Some(Value::Missing { why }) => Err(missing(&format!("of its ticks: {why}"))),
-        _ => Err(missing("KVM has no statistics of ticks")),
+        Some(Value::Missing { why }) => Err(format!("of its ticks: {why}")),
+        _ => Err("KVM has no statistics of ticks".to_owned()),
     }
 }
 
@@ -72,7 +72,7 @@ fn paravirtual(mode: &Mode, costs: &[Cost]) -> Value {
     let ((count, with, _), (_, without, interrupts)) =
         match (tick(mode, TICK), tick(mode, PLAIN_TICK)) {
             (Ok(with), Ok(without)) => (with, without),
-            (Err(why), _) | (_, Err(why)) => return why,
+            (Err(why), _) | (_, Err(why)) => return missing(&why),
         };
     let saved = (without - with) / interrupts;
     Value::Measured {
