@@ -4,13 +4,15 @@
 //! Cargo runs again for it, in a target directory of its own: it is built for
 //! size and always static, whatever the rest is built for.
 
-use flate2::Compression;
-use flate2::write::DeflateEncoder;
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// More of them save nothing, and take seconds.
+const ITERATIONS: NonZeroU64 = NonZeroU64::new(5).unwrap();
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const FLAGS: [&str; 3] = [
@@ -60,7 +62,7 @@ fn main() {
 
 /// Half of the program is what it takes from libc and core: it packs well.
 fn pack(from: &Path, to: &Path) -> io::Result<()> {
-    let mut packer = DeflateEncoder::new(File::create(to)?, Compression::best());
-    packer.write_all(&fs::read(from)?)?;
-    packer.finish()?.sync_all()
+    let options = zopfli::Options { iteration_count: ITERATIONS, ..Default::default() };
+    let program = fs::read(from)?;
+    zopfli::compress(options, zopfli::Format::Deflate, &program[..], File::create(to)?)
 }
