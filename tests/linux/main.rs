@@ -21,6 +21,7 @@ mod kit;
 mod lifecycle;
 mod machine;
 mod metrics;
+mod mixtures;
 mod modes;
 mod net;
 mod pci;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         net::tests(),
         usernet::tests(),
         pci::tests(),
+        mixtures::tests(),
         modes::tests(),
         plug::tests(),
         vsock::tests(),
