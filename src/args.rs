@@ -308,8 +308,9 @@ pub struct Args {
     ///
     /// pvh has none; direct has one (i440FX, PIIX) and enters the kernel as
     /// pvh does; real16 enters a bzImage in real mode, with a BIOS of
-    /// microvm's own; bios boots from the first disk or the CD, without
-    /// --kernel. Devices that need a motherboard bring it.
+    /// microvm's own; bios boots from the first disk, or from the CD where
+    /// that has no boot loader, without --kernel. Devices that need a
+    /// motherboard bring it.
     #[arg(verbatim_doc_comment, long, value_name = "BOARD", help_heading = "The spectrum")]
     board: Option<BoardKind>,
 

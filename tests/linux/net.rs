@@ -295,7 +295,8 @@ fn kernel_on_a_board() -> Verdict {
          echo $card >bind
          ip addr add 10.77.30.2/24 dev eth0; ip link set eth0 up
          ping -c 2 -W 10 {host} || exit 3
-         echo messages=$(grep -c 'MSI.*virtio.*input' /proc/interrupts)"
+         card=$(basename $(readlink /sys/class/net/eth0/device))
+         echo messages=$(grep -c \"MSI.*$card-input\" /proc/interrupts)"
     );
     let guest = tap.guest_with(",vhost=on", &script).arg("--mode").arg("hvm-pv");
     let outcome = guest.run()?.script_passed()?;
