@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// A program and the Debian packages that bring it.
 pub struct Tool {
-    /// Name in `PATH`.
+    /// Name in `PATH`, or the whole path of a file that the packages bring.
     pub program: &'static str,
     /// Packages to install for it.
     pub packages: &'static [&'static str],
@@ -29,10 +29,12 @@ pub const SVM: &[Tool] = &[
 /// What the VT-x rig needs.
 pub const VTX: &[Tool] = &[
     Tool { program: "bochs", packages: &["bochs", "bochsbios", "vgabios"] },
-    Tool {
-        program: "grub-mkrescue",
-        packages: &["grub-common", "grub-pc-bin", "xorriso", "mtools"],
-    },
+    // One line for each package: another test may have brought some of them
+    // without the rest (a disk with GRUB needs no xorriso).
+    Tool { program: "grub-mkrescue", packages: &["grub-common"] },
+    Tool { program: "/usr/lib/grub/i386-pc/moddep.lst", packages: &["grub-pc-bin"] },
+    Tool { program: "xorriso", packages: &["xorriso"] },
+    Tool { program: "mformat", packages: &["mtools"] },
     XZ,
     ZSTD,
 ];
