@@ -16,7 +16,7 @@ Examples:
   cat data | microvm run --contain --bind data:/data:ro ./image sort | head
       Shares nothing but one directory. Pipes are as they are without it.
   mpirun -np 2 microvm run ./app.img arg1 arg2
-      A virtual machine for each rank.
+      The ranks of a host, in one virtual machine.
 
 Images:
   a directory; a file or block device with ext4, squashfs or erofs; a SIF; what
@@ -88,6 +88,22 @@ pub struct RunArgs {
     /// no file on the host.
     #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "The job")]
     pub name: Option<job::named::Name>,
+
+    /// Where the ranks of a parallel program run: auto or never [default: auto]
+    ///
+    /// auto runs all ranks of a host in one machine, a process each, where they
+    /// share memory; never gives each a machine of its own. A rank is known by
+    /// what mpirun or srun gives to it (PMI_FD, PMIX_SERVER_URI); what has
+    /// nothing of that has its own machine.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "HOW",
+        default_value = "auto",
+        hide_default_value = true,
+        help_heading = "The machine"
+    )]
+    pub join: job::Join,
 
     /// Append what the guest's kernel says to a file
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
@@ -238,6 +254,7 @@ impl RunArgs {
             },
             network: self.net.0,
             isolation: self.isolation,
+            join: self.join,
             name: self.name,
             kernel_log: self.kernel_log,
         }

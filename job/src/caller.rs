@@ -1,5 +1,6 @@
 //! Who runs the job: what a process has from whoever started it.
 
+use crate::launcher::Launcher;
 use guest::protocol::{Identity, Limit};
 use std::ffi::OsString;
 use std::fs;
@@ -61,6 +62,8 @@ pub struct Caller {
     pub hostname: Vec<u8>,
     /// The user's line of `/etc/passwd`, and the group's of `/etc/group`.
     pub lines: [Vec<u8>; 2],
+    /// Who has launched it as a rank of a parallel program.
+    pub launcher: Option<Launcher>,
 }
 
 impl Caller {
@@ -85,6 +88,7 @@ impl Caller {
             merged: !closed[1] && !closed[2] && same_place(),
             rewinds: !closed[0] && is_file(),
             identity,
+            launcher: Launcher::of(&environment),
             environment,
             directory,
             home: home.filter(|home| home.is_absolute() && home.is_dir()),

@@ -10,9 +10,10 @@
 
 use crate::Error;
 use crate::caller::Caller;
+use crate::launcher;
 use crate::named::{Name, ask};
 use crate::relay::signals::Signals;
-use crate::relay::{Finished, Others, Relay};
+use crate::relay::{Finished, Others, Relay, Report};
 use crate::run::{Outcome, outcome, position, window};
 use guest::protocol::{Spec, Streams, port};
 use std::ffi::OsString;
@@ -43,29 +44,54 @@ pub struct Options {
 pub fn run(options: Options) -> Result<Outcome, Error> {
     let caller = Caller::this().map_err(Error::host("caller"))?;
     let spec = spec(&options, &caller)?;
-    let signals = Signals::take().map_err(Error::host("signals"))?;
-    let start = position(caller.rewinds);
-    let ending = Ending::new().map_err(Error::host("eventfd"))?;
-    let others = Others { desk: None, deadline: Some(Instant::now() + PATIENCE) };
-    let (relay, streams) = Relay::start(spec, signals, ending, others)?;
-    // All of them, in order: those that the guest does not come for end with the
-    // runner's side.
-    let mut all = Vec::new();
-    for number in port::CONTROL..port::CONTROL + port::COUNT {
-        let found = streams.iter().find(|(port, _)| *port == number);
-        all.push(match found {
-            Some((_, stream)) => stream.try_clone().map_err(Error::host("socket"))?,
-            None => std::os::unix::net::UnixStream::pair().map_err(Error::host("socket"))?.0,
-        });
-    }
-    drop(streams);
-    ask::attach(&options.name, &all.iter().collect::<Vec<_>>())?;
-    drop(all);
-    let Finished { report, lost } = relay.finish();
-    match report {
+    let side = Side { deadline: Some(Instant::now() + PATIENCE), wait: false };
+    match beside(&options.name, spec, caller.rewinds, side)? {
+        Beside::Ended(outcome) => Ok(outcome),
+        Beside::Never(Some(error)) => Err(error),
         // As everything else that ran in the machine.
-        None => Ok(Outcome::Signalled(libc::SIGKILL as u8)),
-        Some(report) => outcome(report, lost, start),
+        Beside::Never(None) => Ok(Outcome::Signalled(libc::SIGKILL as u8)),
+    }
+}
+
+/// How a session is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Side {
+    /// When its guest must have answered.
+    pub deadline: Option<Instant>,
+    /// The machine may not be there yet.
+    pub wait: bool,
+}
+
+/// What has become of a session.
+pub enum Beside {
+    /// It ran.
+    Ended(Outcome),
+    /// It never did: the job is not there, or has gone meanwhile.
+    Never(Option<Error>),
+}
+
+/// Runs a program beside the job of that name. Before any thread is started, or after
+/// one that never ran.
+pub fn beside(name: &Name, spec: Spec, rewinds: bool, side: Side) -> Result<Beside, Error> {
+    let socket = spec.wire.descriptor.map(launcher::twin).transpose();
+    let socket = socket.map_err(Error::host("PMI socket"))?;
+    let signals = Signals::take().map_err(Error::host("signals"))?;
+    let start = position(rewinds);
+    let ending = Ending::new().map_err(Error::host("eventfd"))?;
+    let Side { deadline, wait } = side;
+    let others = Others { guest_of_another: true, deadline, ..Others::default() };
+    let (relay, mut streams) = Relay::start(spec, signals, ending, others)?;
+    streams.extend(socket.map(|socket| (port::WIRE, socket)));
+    let refused = ask::attach(name, &streams, wait).err();
+    // Those that the guest does not come for end with this side.
+    drop(streams);
+    let Finished { report, lost, started } = relay.finish();
+    match (report, refused) {
+        (Some(Report::Killed(signal)), _) => Ok(Beside::Ended(Outcome::Signalled(signal))),
+        (_, Some(error)) => Ok(Beside::Never(Some(error))),
+        (Some(report), None) => outcome(report, lost, start).map(Beside::Ended),
+        (None, None) if started => Ok(Beside::Ended(Outcome::Signalled(libc::SIGKILL as u8))),
+        (None, None) => Ok(Beside::Never(None)),
     }
 }
 

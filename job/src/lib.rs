@@ -14,6 +14,7 @@ pub mod image;
 pub mod init;
 mod isolation;
 pub mod kernel;
+mod launcher;
 pub mod modules;
 pub mod named;
 pub mod options;
@@ -26,7 +27,7 @@ mod source;
 
 pub use error::{Error, status};
 pub use isolation::Isolation;
-pub use options::{Bind, Options};
+pub use options::{Bind, Join, Options};
 pub use run::{Job, Outcome, die_by};
 
 /// Tells with `--log debug` when something was done: microseconds of the host's

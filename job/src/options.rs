@@ -42,10 +42,34 @@ pub struct Options {
     pub network: Option<config::Net>,
     /// What if the host does not offer all that isolates.
     pub isolation: crate::Isolation,
+    /// Where the ranks of a parallel program run.
+    pub join: Join,
     /// What others find the job by.
     pub name: Option<crate::named::Name>,
     /// Where the kernel's messages go.
     pub kernel_log: Option<PathBuf>,
+}
+
+/// In which machines the ranks of a parallel program run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Join {
+    /// All of a host in one.
+    #[default]
+    Auto,
+    /// Each in its own.
+    Never,
+}
+
+impl FromStr for Join {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            _ => Err("must be auto or never"),
+        }
+    }
 }
 
 /// A directory of the host that the job sees.

@@ -11,8 +11,9 @@ use crate::caller::Caller;
 use crate::image::config::Config as ImageConfig;
 use crate::image::progress::Progress;
 use crate::image::{FileSystem, Kind, probe};
+use crate::launcher::Launcher;
 use crate::modules::Needs;
-use crate::options::Options;
+use crate::options::{Join, Options};
 use crate::shares::{self, Shared};
 use crate::source::Source;
 use crate::{Error, kernel, size};
@@ -70,6 +71,14 @@ impl Plan {
             path: share.source.clone(),
             readonly: share.readonly,
         }));
+        let ranks = caller.launcher.as_ref();
+        let shared = ranks.is_some_and(|launcher| shares_machine(&options, launcher));
+        if shared && options.cpus.is_none() {
+            // Each rank may be kept to processors of its own.
+            let local = ranks.and_then(|launcher| launcher.local).unwrap_or(1);
+            let all = cpus.saturating_mul(local).min(size::widen()).min(config::MAX_CPUS);
+            config.cpus = all.max(cpus);
+        }
         let arguments = program(&options, &run, runscript)?;
         let (directory, directory_required) = directory(&options, &run, caller)?;
         let spec = Spec {
@@ -91,10 +100,16 @@ impl Plan {
                 merged: caller.merged,
                 rewinds: caller.rewinds,
             },
+            wire: ranks.map(|launcher| launcher.wire(shared)).unwrap_or_default(),
         };
         let needs = Needs::of(&config, &spec);
         Ok((Self { config, spec }, needs))
     }
+}
+
+/// Whether a rank runs where the others of its host do.
+fn shares_machine(options: &Options, launcher: &Launcher) -> bool {
+    options.join == Join::Auto && launcher.has_others() && launcher.local != Some(1)
 }
 
 fn bytes(path: &Path) -> Vec<u8> {
@@ -223,6 +238,8 @@ fn environment(
             set(name, value);
         }
     }
+    let ranks = caller.launcher.as_ref().map(Launcher::variables).unwrap_or_default();
+    ranks.iter().for_each(|(name, value)| set(name.as_ref(), value.as_ref()));
     for entry in &run.env {
         if let Some((name, value)) = entry.split_once('=') {
             set(name.as_ref(), value.as_ref());

@@ -1,21 +1,25 @@
 //! A job from its options to its end.
 
 use crate::caller::Caller;
+use crate::exec::{self, Beside, Side};
 use crate::image::progress::Progress;
 use crate::isolation::{self, Isolation, Reachable, Situation, Tried};
-use crate::modules::{self, Module};
-use crate::named::Entry;
+use crate::launcher::{self, Launcher};
+use crate::modules::{self, Needs};
 use crate::named::desk::{About, Desk};
+use crate::named::{Entry, Name};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::relay::signals::Signals;
-use crate::relay::{Finished, Others, Relay, Report};
+use crate::relay::{Dialer, Finished, Others, Relay, Report};
 use crate::{Error, init, status};
 use devices::backend::port::terminal_size;
 use devices::backend::prepared::{Later, Prepared};
-use guest::protocol::{Failure, How, Window};
-use std::ffi::OsStr;
-use std::time::SystemTime;
+use guest::protocol::{Failure, How, Window, port};
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddrV4;
+use std::thread;
+use std::time::{Duration, SystemTime};
 use vmm::config::Config;
 use vmm::console::terminal;
 use vmm::ending::Ending;
@@ -38,11 +42,27 @@ pub struct Job {
     plan: Plan,
     isolation: Isolation,
     /// What its kernel needs to know its devices.
-    modules: Vec<Module>,
+    needs: Needs,
     rewinds: bool,
-    /// Where others find it, and what they are told.
-    listed: Option<(Entry, About)>,
+    image: OsString,
+    place: Place,
 }
+
+/// Where it runs.
+enum Place {
+    /// In a machine of its own, which others may find.
+    Own {
+        entry: Option<Entry>,
+        /// Its PMIx server, if it is a rank.
+        server: Option<SocketAddrV4>,
+    },
+    /// In that of another rank, as long as there is one.
+    Others { name: Name, server: Option<SocketAddrV4> },
+}
+
+/// How often a rank looks whether the machine of others that are about to end has
+/// gone.
+const PAUSE: Duration = Duration::from_millis(50);
 
 impl Job {
     /// Opens and checks all that the user has named; `progress` is told of an image
@@ -52,32 +72,83 @@ impl Job {
         let (isolation, terminal) = (options.isolation, window(options.terminal, &caller));
         let (name, image) = (options.name.clone(), options.image.clone());
         let (plan, needs) = Plan::new(options, &caller, terminal, progress)?;
-        let modules = modules::find(&plan.config.kernel, &needs)?;
+        let server = caller.launcher.as_ref().and_then(|launcher| launcher.server);
         // The last of all that can fail before there is a machine.
-        let entry = name.map(Entry::new).transpose()?;
-        let listed = entry.map(|entry| (entry, about(&plan, &image)));
-        Ok(Self { plan, isolation, modules, rewinds: caller.rewinds, listed })
+        let place = match (caller.launcher, name) {
+            (Some(launcher), name) if plan.spec.wire.shared => {
+                let name = name.unwrap_or_else(|| ranks_of(&launcher, &plan));
+                Place::Others { name, server }
+            }
+            (_, name) => {
+                let entry = name.map(|name| Entry::new(&name)).transpose()?;
+                Place::Own { entry, server }
+            }
+        };
+        Ok(Self { plan, isolation, needs, rewinds: caller.rewinds, image, place })
     }
 
     /// Runs it to its end. Before any other thread is started.
-    pub fn run(self) -> Result<Outcome, Error> {
-        let Self { plan, isolation, modules, rewinds, listed } = self;
+    pub fn run(mut self) -> Result<Outcome, Error> {
+        loop {
+            match self.place {
+                Place::Own { entry, server } => {
+                    self.place = Place::Own { entry: None, server };
+                    return self.host(entry, server);
+                }
+                Place::Others { ref name, server } => match Entry::take(name)? {
+                    // The first of its host.
+                    Some(entry) => self.place = Place::Own { entry: Some(entry), server },
+                    None => {
+                        if let Some(outcome) = self.join(name)? {
+                            return Ok(outcome);
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Runs it in a machine that is there. `None`: the machine has gone.
+    fn join(&self, name: &Name) -> Result<Option<Outcome>, Error> {
+        let mut spec = self.plan.spec.clone();
+        // The machine's first rank has that for all.
+        spec.wire.listener = None;
+        let side = Side { deadline: None, wait: true };
+        match exec::beside(name, spec, self.rewinds, side)? {
+            Beside::Ended(outcome) => Ok(Some(outcome)),
+            Beside::Never(why) => {
+                log::debug!("{name}: {}", why.map_or_else(String::new, |why| why.to_string()));
+                thread::sleep(PAUSE);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Runs it in a machine of its own.
+    fn host(self, entry: Option<Entry>, server: Option<SocketAddrV4>) -> Result<Outcome, Error> {
+        let listed = entry.map(|entry| (entry, about(&self.plan, &self.image)));
+        let Self { plan, isolation, needs, rewinds, .. } = self;
+        let modules = modules::find(&plan.config.kernel, &needs)?;
         crate::mark("image and kernel are found");
         let signals = Signals::take().map_err(Error::host("signals"))?;
         let start = position(rewinds);
         // Before there is a second thread.
         let tried = isolation::separate(Situation {
             shares: !plan.config.shares.is_empty(),
-            network: !plan.config.nets.is_empty(),
+            network: !plan.config.nets.is_empty() || server.is_some(),
         });
         let (_initramfs, path) = init::initramfs(&modules).map_err(Error::host("initramfs"))?;
         let config = Config { initrd: Some(path), ..plan.config };
         let ending = Ending::new().map_err(Error::host("eventfd"))?;
         let later = Later::default();
         let desk = listed.map(|(entry, about)| Desk::new(entry, about, later.clone()));
-        let others = Others { desk, deadline: None };
+        let dialer = server.map(|server| Dialer::new(server, later.clone()));
+        let others = Others { desk, dialer, ..Others::default() };
+        let socket = plan.spec.wire.descriptor.map(launcher::twin).transpose();
+        let socket = socket.map_err(Error::host("PMI socket"))?;
+        later.extend(socket.map(|socket| (port::WIRE, socket)));
         let (relay, streams) = Relay::start(plan.spec, signals, ending.clone(), others)?;
-        streams.into_iter().for_each(|(port, stream)| later.add(port, stream));
+        later.extend(streams);
         let attached = Attached {
             streams: Some(Prepared::of(later).map_err(Error::host("epoll"))?),
             ending: Some(ending),
@@ -87,9 +158,16 @@ impl Job {
         let exit = machine::run(&config, attached);
         crate::mark("machine is gone");
         // Without a machine there is nobody at the other end, which ends this, too.
-        let Finished { report, lost } = relay.finish();
+        let Finished { report, lost, .. } = relay.finish();
         conclude(exit?, report, lost, start)
     }
+}
+
+/// What the machine of these ranks is called: others have other machines.
+fn ranks_of(launcher: &Launcher, plan: &Plan) -> Name {
+    let (config, spec) = (&plan.config, &plan.spec);
+    let machine = (config, &spec.root, &spec.shares, &spec.scratch, &spec.hostname);
+    Name::of_ranks(launcher::short(&format!("{} {machine:?}", launcher.program)))
 }
 
 /// Gives up all but what this machine shares.

@@ -30,6 +30,11 @@ impl Later {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(port, stream);
     }
 
+    /// More than one.
+    pub fn extend(&self, streams: impl IntoIterator<Item = (u32, UnixStream)>) {
+        streams.into_iter().for_each(|(port, stream)| self.add(port, stream));
+    }
+
     fn take(&self, port: u32) -> Option<UnixStream> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&port)
     }
@@ -39,7 +44,7 @@ impl Prepared {
     /// A stream for each port.
     pub fn new(streams: impl IntoIterator<Item = (u32, UnixStream)>) -> io::Result<Self> {
         let all = Later::default();
-        streams.into_iter().for_each(|(port, stream)| all.add(port, stream));
+        all.extend(streams);
         Self::of(all)
     }
 

@@ -24,6 +24,7 @@ mod root;
 mod session;
 mod streams;
 mod system;
+mod wire;
 
 use guest::protocol::{Decoder, MAX_TO_GUEST, Spec, ToGuest, ToHost, VERSION, port};
 use process::{Change, NoJob};
@@ -37,6 +38,8 @@ use system::{About, Fault, check, power_off};
 /// The connection that everything but the job's streams goes over.
 struct Control {
     socket: File,
+    /// The same, for all who say something: a frame at a time.
+    writer: Arc<Mutex<File>>,
     decoder: Decoder,
 }
 
@@ -99,38 +102,55 @@ fn run(mut control: Control, scope: &mut Scope) {
         Scope::Whole(_) => spec,
         Scope::Beside(_) => session::with_environment(spec),
     };
-    let last = match job(&spec, &mut control, scope) {
+    let (last, launcher) = match job(&spec, &mut control, scope) {
         Ok(ended) => ended,
-        Err(NoJob { kind, text }) => ToHost::Failed { kind, text: text.into_bytes() },
+        Err(NoJob { kind, text }) => (ToHost::Failed { kind, text: text.into_bytes() }, None),
     };
-    // SAFETY: sync has no preconditions. What was written to disks and shares is
-    // there before anybody hears of the end.
-    unsafe { libc::sync() };
-    if send(&control.socket, &last).is_ok() {
-        control.wait_for_end();
+    if control.say_last(&last).is_err() {
+        return;
     }
+    if let Some(launcher) = launcher {
+        launcher.wait_for_all();
+        process::end_all();
+        let _ = control.say_last(&ToHost::Vacant);
+    }
+    control.wait_for_end();
 }
 
-fn job(spec: &Spec, control: &mut Control, scope: &mut Scope) -> Result<ToHost, NoJob> {
+/// Returns what is to be said of its end; and who knows of the sessions that a
+/// shared machine stays for.
+fn job(
+    spec: &Spec,
+    control: &mut Control,
+    scope: &mut Scope,
+) -> Result<(ToHost, Option<Arc<Launcher>>), NoJob> {
     let (ports, launcher) = match scope {
         Scope::Whole(launcher) => {
             root::enter(spec)?;
             name(&spec.hostname)?;
             network::bring_up(spec.network.as_ref())?;
-            (0, launcher.take().map(|launcher| launcher.with(&spec.environment)))
+            (0, launcher.take().map(|launcher| Arc::new(launcher.with(&spec.environment))))
         }
         Scope::Beside(ports) => (*ports, None),
     };
-    let whole = launcher.is_some();
-    let (stdio, relays) = streams::open(&spec.streams, &spec.identity, ports)?;
+    let (stdio, mut relays) = streams::open(&spec.streams, &spec.identity, ports)?;
+    let rank = wire::open(&spec.wire, ports)?.map(|(socket, line)| {
+        relays.wire = Some(line);
+        socket
+    });
+    let answers = match launcher {
+        Some(_) => wire::listen(&spec.wire, &control.writer)?,
+        None => None,
+    };
     let terminal = relays.terminal.as_ref().map(File::try_clone).transpose();
     let terminal = terminal.about("terminal")?;
-    let pid = process::start(spec, stdio)?;
+    let pid = process::start(spec, stdio, rank)?;
 
     let alive: Alive = Arc::new(Mutex::new(Some(pid)));
-    control.serve(alive.clone(), terminal, launcher).about("control connection")?;
+    let told = Told { alive: alive.clone(), terminal, launcher: launcher.clone(), answers };
+    control.serve(told).about("control connection")?;
     let running = relays.start();
-    let say = |message: &ToHost| send(&control.socket, message);
+    let say = |message: &ToHost| send(&control.writer, message);
     say(&ToHost::Started).about("control connection")?;
     let how = loop {
         process::wait().about("wait")?;
@@ -146,11 +166,15 @@ fn job(spec: &Spec, control: &mut Control, scope: &mut Scope) -> Result<ToHost, 
             Change::Other => {}
         }
     };
-    if whole {
-        process::end_all();
-    }
+    let shared = launcher.filter(|launcher| {
+        if !spec.wire.shared {
+            launcher.close();
+            process::end_all();
+        }
+        spec.wire.shared
+    });
     let usage = process::usage();
-    Ok(ToHost::Ended { how, usage, input: running.finish() })
+    Ok((ToHost::Ended { how, usage, input: running.finish() }, shared))
 }
 
 fn name(hostname: &[u8]) -> Result<(), Fault> {
@@ -164,20 +188,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn send(mut socket: &File, message: &ToHost) -> io::Result<()> {
-    // One write a frame, and one thread that writes.
-    socket.write_all(&message.encode())
+fn send(writer: &Mutex<File>, message: &ToHost) -> io::Result<()> {
+    lock(writer).write_all(&message.encode())
+}
+
+/// Whom and what the host's messages are for.
+struct Told {
+    alive: Alive,
+    terminal: Option<File>,
+    launcher: Option<Arc<Launcher>>,
+    answers: Option<wire::Answers>,
 }
 
 impl Control {
     fn open(ports: u32) -> Result<Self, Fault> {
         let socket = system::connect(ports.saturating_add(port::CONTROL)).about("vsock")?;
-        Ok(Self { socket: File::from(socket), decoder: Decoder::new(MAX_TO_GUEST) })
+        let socket = File::from(socket);
+        let writer = Arc::new(Mutex::new(socket.try_clone().about("vsock")?));
+        Ok(Self { socket, writer, decoder: Decoder::new(MAX_TO_GUEST) })
     }
 
     /// Says hello and hears of the job.
     fn greet(&mut self) -> io::Result<Spec> {
-        send(&self.socket, &ToHost::Hello { version: VERSION })?;
+        send(&self.writer, &ToHost::Hello { version: VERSION })?;
         match self.receive()? {
             ToGuest::Start(spec) => Ok(*spec),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -200,14 +233,11 @@ impl Control {
 
     /// Does what the host says, on a thread of its own. When the host has gone, so
     /// has everything; when a session's side has, so has its program.
-    fn serve(
-        &mut self,
-        alive: Alive,
-        terminal: Option<File>,
-        launcher: Option<Launcher>,
-    ) -> io::Result<()> {
+    fn serve(&mut self, told: Told) -> io::Result<()> {
+        let Told { alive, terminal, launcher, mut answers } = told;
         let decoder = std::mem::replace(&mut self.decoder, Decoder::new(MAX_TO_GUEST));
-        let mut control = Self { socket: self.socket.try_clone()?, decoder };
+        let writer = self.writer.clone();
+        let mut control = Self { socket: self.socket.try_clone()?, writer, decoder };
         thread::Builder::new().spawn(move || {
             while let Ok(message) = control.receive() {
                 match message {
@@ -222,6 +252,11 @@ impl Control {
                             launcher.start(ports);
                         }
                     }
+                    ToGuest::Dialed { port } => {
+                        if let Some(answers) = &mut answers {
+                            answers.put(port);
+                        }
+                    }
                     ToGuest::Start(_) => {}
                 }
             }
@@ -232,6 +267,14 @@ impl Control {
             std::process::exit(0);
         })?;
         Ok(())
+    }
+
+    /// Says something after which nothing is written any more.
+    fn say_last(&self, message: &ToHost) -> io::Result<()> {
+        // SAFETY: sync has no preconditions. What was written to disks and shares is
+        // there before anybody hears of the end.
+        unsafe { libc::sync() };
+        send(&self.writer, message)
     }
 
     /// The host ends the machine; or it closes the connection, and init does.

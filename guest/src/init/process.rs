@@ -3,11 +3,12 @@
 use crate::image;
 use crate::streams::Stdio;
 use crate::system::{About, Fault, c_string, check, pipe};
+use crate::wire::Socket;
 use guest::protocol::{Failure, How, Spec, Usage};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 /// Where programs are looked for when the job has no `PATH` (`confstr(3)`).
@@ -35,6 +36,8 @@ impl From<Fault> for NoJob {
 struct Plan<'a> {
     spec: &'a Spec,
     stdio: [RawFd; 3],
+    /// A rank's socket, and the descriptor that it is to be.
+    socket: Option<(RawFd, RawFd)>,
     terminal: bool,
     /// The program's possible places.
     programs: Vec<CString>,
@@ -52,7 +55,7 @@ enum Step {
 }
 
 /// Starts the job; its descriptors are closed here.
-pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
+pub fn start(spec: &Spec, stdio: Stdio, rank: Option<Socket>) -> Result<libc::pid_t, NoJob> {
     let words = image::command(spec);
     let name = words.first().ok_or_else(|| Fault(NO_PROGRAM.to_owned()))?;
     let strings = |words: &[Vec<u8>]| -> io::Result<Vec<CString>> {
@@ -61,6 +64,7 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
     let plan = Plan {
         spec,
         stdio: stdio.each_ref().map(|fd| fd.as_ref().map_or(-1, OwnedFd::as_raw_fd)),
+        socket: rank.as_ref().map(|rank| (rank.end.as_raw_fd(), rank.number)),
         terminal: spec.streams.terminal.is_some(),
         programs: strings(&places(name, &spec.environment)).about("program")?,
         arguments: strings(&words).about("arguments")?,
@@ -68,6 +72,7 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
         directory: c_string(&spec.directory).about("working directory")?,
     };
     let (read, write) = pipe().about("pipe")?;
+    let write = above(write, plan.socket.map_or(0, |(_, number)| number)).about("pipe")?;
     // SAFETY: there is one thread; the child makes system calls on what it finds
     // in `plan` and ends in exec or _exit.
     let pid = unsafe { check(libc::fork()).about("fork")? };
@@ -81,7 +86,7 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
             libc::_exit(127);
         }
     }
-    drop((write, stdio));
+    drop((write, stdio, rank));
     // Nothing comes when it runs: the pipe is closed by exec.
     let mut message = [0; 5];
     match File::from(read).read_exact(&mut message) {
@@ -92,6 +97,18 @@ pub fn start(spec: &Spec, stdio: Stdio) -> Result<libc::pid_t, NoJob> {
             let [step, errno @ ..] = message;
             Err(explain(spec, name, step, &io::Error::from_raw_os_error(i32::from_le_bytes(errno))))
         }
+    }
+}
+
+/// The same at a descriptor that is not in the way of one that is to be `number`.
+fn above(fd: OwnedFd, number: RawFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() != number {
+        return Ok(fd);
+    }
+    // SAFETY: fcntl takes numbers; the new descriptor is nobody else's.
+    unsafe {
+        let twin = check(libc::fcntl(number, libc::F_DUPFD_CLOEXEC, number.saturating_add(1)))?;
+        Ok(OwnedFd::from_raw_fd(twin))
     }
 }
 
@@ -164,6 +181,14 @@ impl Plan<'_> {
                     -1 => drop(libc::close(fd)),
                     kept => drop(check(libc::dup2(kept, fd))?),
                 }
+            }
+            match self.socket {
+                // One that is in its place already must only outlive exec.
+                Some((end, number)) if end == number => {
+                    check(libc::fcntl(end, libc::F_SETFD, 0))?;
+                }
+                Some((end, number)) if number > 2 => drop(check(libc::dup2(end, number))?),
+                _ => {}
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where the initramfs has this program.
 const PROGRAM: &str = "/init";
@@ -47,13 +48,15 @@ pub struct Launcher {
     /// Kept open: its name is out of reach once the root file system is another.
     program: File,
     environment: Vec<CString>,
+    /// Held by whoever starts one or says that there will be no more.
+    open: Mutex<bool>,
 }
 
 impl Launcher {
     /// While the program can be reached by its name.
     pub fn new() -> Result<Self, Fault> {
         let program = File::open(PROGRAM).about(PROGRAM)?;
-        Ok(Self { program, environment: Vec::new() })
+        Ok(Self { program, environment: Vec::new(), open: Mutex::new(true) })
     }
 
     /// Gives sessions this environment.
@@ -65,6 +68,10 @@ impl Launcher {
     /// Starts one. If that can't be, nobody comes to its ports, which the host sees
     /// by the time that passes.
     pub fn start(&self, ports: u32) {
+        let open = self.lock();
+        if !*open {
+            return;
+        }
         let words =
             ["microvm-init", WORD, &ports.to_string()].map(|word| c_string(word.as_bytes()));
         let words: io::Result<Vec<CString>> = words.into_iter().collect();
@@ -91,6 +98,33 @@ impl Launcher {
                     libc::AT_EMPTY_PATH,
                 );
                 libc::_exit(127);
+            }
+        }
+        drop(open);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts no more.
+    pub fn close(&self) {
+        *self.lock() = false;
+    }
+
+    /// Waits until all that were started have ended, and starts no more. The job
+    /// has: the children of this process are sessions.
+    pub fn wait_for_all(&self) {
+        loop {
+            // SAFETY: waitpid may be given no place for a status.
+            let more = |how| unsafe { libc::waitpid(-1, ptr::null_mut(), how) } >= 0;
+            if more(0) {
+                continue;
+            }
+            let mut open = self.lock();
+            if !more(libc::WNOHANG) {
+                *open = false;
+                return;
             }
         }
     }

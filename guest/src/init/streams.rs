@@ -10,6 +10,7 @@
 //! stops whoever sends it, and one whose reader has gone gets `SIGPIPE`.
 
 use crate::system::{About, Fault, check, connect, give_to, pipe, shutdown};
+use crate::wire::Line;
 use guest::protocol::{Identity, Streams, Window, port};
 use std::ffi::CStr;
 use std::fs::File;
@@ -32,6 +33,8 @@ pub struct Relays {
     /// From the job, to the host, and whether that is a terminal.
     outputs: Vec<(File, File)>,
     rewinds: bool,
+    /// Of a rank: its way to its launcher.
+    pub wire: Option<Line>,
     /// The terminal, for its size.
     pub terminal: Option<File>,
 }
@@ -62,7 +65,8 @@ pub fn open(streams: &Streams, identity: &Identity, ports: u32) -> Result<(Stdio
     }
 }
 
-fn host(ports: u32, port: u32) -> Result<File, Fault> {
+/// Connects to a port of this session.
+pub fn host(ports: u32, port: u32) -> Result<File, Fault> {
     let port = ports.saturating_add(port);
     connect(port).map(File::from).about(format_args!("vsock port {port}"))
 }
@@ -74,8 +78,13 @@ fn open_pipes(
 ) -> Result<(Stdio, Relays), Fault> {
     let Identity { uid, gid, .. } = *identity;
     let mut stdio: Stdio = [const { None }; 3];
-    let mut relays =
-        Relays { input: None, outputs: Vec::new(), rewinds: streams.rewinds, terminal: None };
+    let mut relays = Relays {
+        input: None,
+        outputs: Vec::new(),
+        rewinds: streams.rewinds,
+        wire: None,
+        terminal: None,
+    };
     if !streams.closed[0] {
         let (read, write) = pipe().about("pipe")?;
         give_to(&read, uid, gid).about("pipe")?;
@@ -125,6 +134,7 @@ fn open_terminal(
         input: Some((host(ports, port::STDIN)?, twin()?)),
         outputs: vec![(twin()?, host(ports, port::STDOUT)?)],
         rewinds: false,
+        wire: None,
         terminal: Some(master),
     };
     Ok((stdio, relays))
@@ -158,11 +168,11 @@ impl Relays {
             let state = input.clone();
             thread::spawn(move || feed(from, to, &state));
         }
-        let outputs = self
-            .outputs
-            .into_iter()
-            .map(|(from, to)| thread::spawn(move || drain(from, to)))
-            .collect();
+        let wire = self.wire.map(|line| thread::spawn(move || line.carry()));
+        let outputs = self.outputs.into_iter();
+        let outputs = outputs.map(|(from, to)| thread::spawn(move || drain(from, to)));
+        // What a rank says last is on its way, too, before its end is told.
+        let outputs = outputs.chain(wire).collect();
         Running { outputs, input }
     }
 }
@@ -234,7 +244,7 @@ fn has_reader(pipe: &File) -> bool {
 }
 
 /// From the job to the host.
-fn drain(mut from: File, mut to: File) {
+pub fn drain(mut from: File, mut to: File) {
     let mut buffer = vec![0; CHUNK];
     // A terminal that nobody has open any more is an error (EIO), and the end.
     while let Some(n @ 1..) = read(&mut from, &mut buffer) {

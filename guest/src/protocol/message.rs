@@ -25,6 +25,11 @@ pub enum ToGuest {
         /// What is added to the numbers of [`super::port`].
         ports: u32,
     },
+    /// The answer to [`ToHost::Dial`].
+    Dialed {
+        /// The port that leads there; 0 if nothing does.
+        port: u32,
+    },
 }
 
 /// Of init.
@@ -58,6 +63,10 @@ pub enum ToHost {
         /// Bytes of standard input that somebody has read.
         input: u64,
     },
+    /// Somebody has connected to the listener of [`super::Wire`].
+    Dial,
+    /// After [`Self::Ended`] of a shared machine: the last session has ended, too.
+    Vacant,
 }
 
 /// Why there is no job.
@@ -95,12 +104,15 @@ const START: u8 = 1;
 const SIGNAL: u8 = 2;
 const RESIZE: u8 = 3;
 const ATTACH: u8 = 4;
+const DIALED: u8 = 5;
 
 const HELLO: u8 = 1;
 const STARTED: u8 = 2;
 const FAILED: u8 = 3;
 const STOPPED: u8 = 4;
 const ENDED: u8 = 5;
+const DIAL: u8 = 6;
+const VACANT: u8 = 7;
 
 impl ToGuest {
     /// As a frame.
@@ -127,6 +139,11 @@ impl ToGuest {
                 frame.u32(*ports);
                 frame.finish()
             }
+            Self::Dialed { port } => {
+                let mut frame = Writer::new(DIALED);
+                frame.u32(*port);
+                frame.finish()
+            }
         }
     }
 
@@ -139,6 +156,7 @@ impl ToGuest {
             SIGNAL => Self::Signal { number: reader.u8()?, group: reader.bool()? },
             RESIZE => Self::Resize(Window::read(&mut reader)?),
             ATTACH => Self::Attach { ports: reader.u32()? },
+            DIALED => Self::Dialed { port: reader.u32()? },
             other => return Err(Error::Unknown(other)),
         };
         reader.finish()?;
@@ -156,6 +174,8 @@ impl ToHost {
                 frame.finish()
             }
             Self::Started => Writer::new(STARTED).finish(),
+            Self::Dial => Writer::new(DIAL).finish(),
+            Self::Vacant => Writer::new(VACANT).finish(),
             Self::Failed { kind, text } => {
                 let mut frame = Writer::new(FAILED);
                 frame.u8(match kind {
@@ -193,6 +213,8 @@ impl ToHost {
         let message = match kind {
             HELLO => Self::Hello { version: reader.u32()? },
             STARTED => Self::Started,
+            DIAL => Self::Dial,
+            VACANT => Self::Vacant,
             FAILED => {
                 let kind = match reader.u8()? {
                     0 => Failure::Setup,

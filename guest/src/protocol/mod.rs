@@ -12,14 +12,14 @@ mod wire;
 
 pub use message::{Failure, How, ToGuest, ToHost, Usage};
 pub use spec::{
-    Disk, File, Identity, Limit, Lower, Network, Root, Share, Spec, Streams, Upper, Window,
+    Disk, File, Identity, Limit, Lower, Network, Root, Share, Spec, Streams, Upper, Window, Wire,
 };
 pub use wire::{Decoder, Error, MAX_TO_GUEST, MAX_TO_HOST};
 
 /// What this side speaks. The other must say the same.
 ///
-/// 2: [`ToGuest::Attach`].
-pub const VERSION: u32 = 2;
+/// 2: [`ToGuest::Attach`]. 3: [`Wire`], [`ToHost::Dial`], [`ToHost::Vacant`].
+pub const VERSION: u32 = 3;
 
 /// Ports of the host (CID 2) that init connects to. Those of a session beside the
 /// job are these and a number that [`ToGuest::Attach`] says.
@@ -32,6 +32,8 @@ pub mod port {
     pub const STDOUT: u32 = 3;
     /// Its standard error, unless that is the same as its output.
     pub const STDERR: u32 = 4;
+    /// The socket that whoever launched a rank has given to it ([`super::Wire`]).
+    pub const WIRE: u32 = 5;
     /// How many there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }

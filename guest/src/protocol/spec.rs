@@ -32,6 +32,8 @@ pub struct Spec {
     pub directory_required: bool,
     /// Its streams.
     pub streams: Streams,
+    /// Its way to whoever launched it and its like.
+    pub wire: Wire,
 }
 
 /// What the root file system is made of.
@@ -157,6 +159,20 @@ pub struct Streams {
     pub rewinds: bool,
 }
 
+/// What a rank of a parallel program has from its launcher.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wire {
+    /// PMI: the number of a descriptor that is a socket. What goes over it goes over
+    /// [`super::port::WIRE`].
+    pub descriptor: Option<u32>,
+    /// PMIx: a port of the loopback interface that the machine listens at. For each
+    /// connection the host is asked for one ([`super::ToHost::Dial`]).
+    pub listener: Option<u16>,
+    /// The machine is one of all ranks of this host: it stays until the last session
+    /// beside the job has ended.
+    pub shared: bool,
+}
+
 /// The size of a terminal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Window {
@@ -192,6 +208,9 @@ impl Spec {
         to.bytes(&self.directory);
         to.bool(self.directory_required);
         self.streams.write(to);
+        to.option(&self.wire.descriptor, |to, number| to.u32(*number));
+        to.option(&self.wire.listener, |to, port| to.u16(*port));
+        to.bool(self.wire.shared);
     }
 
     pub(super) fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
@@ -220,6 +239,11 @@ impl Spec {
             directory: from.bytes()?,
             directory_required: from.bool()?,
             streams: Streams::read(from)?,
+            wire: Wire {
+                descriptor: from.option(Reader::u32)?,
+                listener: from.option(Reader::u16)?,
+                shared: from.bool()?,
+            },
         })
     }
 }

@@ -63,9 +63,11 @@ fn spec() -> impl Strategy<Value = Spec> {
         word(),
         any::<Option<([u8; 4], u8, [u8; 4])>>(),
     );
-    let process = (identity(), words(), words(), word(), any::<[bool; 2]>(), streams());
+    let wire = any::<(Option<u32>, Option<u16>, bool)>()
+        .prop_map(|(descriptor, listener, shared)| Wire { descriptor, listener, shared });
+    let process = (identity(), words(), words(), word(), any::<[bool; 2]>(), streams(), wire);
     (places, process).prop_map(|((root, shares, files, scratch, hostname, network), process)| {
-        let (identity, arguments, environment, directory, flags, streams) = process;
+        let (identity, arguments, environment, directory, flags, streams, wire) = process;
         let [directory_required, runscript] = flags;
         Spec {
             root,
@@ -87,6 +89,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             directory,
             directory_required,
             streams,
+            wire,
         }
     })
 }
@@ -97,6 +100,7 @@ fn to_guest() -> impl Strategy<Value = ToGuest> {
         any::<(u8, bool)>().prop_map(|(number, group)| ToGuest::Signal { number, group }),
         any::<(u16, u16)>().prop_map(|(columns, rows)| ToGuest::Resize(Window { columns, rows })),
         any::<u32>().prop_map(|ports| ToGuest::Attach { ports }),
+        any::<u32>().prop_map(|port| ToGuest::Dialed { port }),
     ]
 }
 
@@ -107,6 +111,8 @@ fn to_host() -> impl Strategy<Value = ToHost> {
     prop_oneof![
         any::<u32>().prop_map(|version| ToHost::Hello { version }),
         Just(ToHost::Started),
+        Just(ToHost::Dial),
+        Just(ToHost::Vacant),
         (kind, word()).prop_map(|(kind, text)| ToHost::Failed { kind, text }),
         any::<u8>().prop_map(|signal| ToHost::Stopped { signal }),
         (how, any::<[u64; 4]>()).prop_map(|(how, [user, system, resident, input])| {

@@ -12,6 +12,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// How long a job that does not answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for one that is about to start.
+const START: Duration = Duration::from_secs(60);
 /// The same for one of many, which may be stopped.
 const GLANCE: Duration = Duration::from_millis(500);
 /// The longest answer.
@@ -72,11 +74,14 @@ pub fn list() -> Result<Vec<Found>, Error> {
     Ok(all()?.into_iter().filter_map(one).collect())
 }
 
-/// Hands the guest's ends of a session's streams to a job.
-pub fn attach(name: &Name, streams: &[&UnixStream]) -> Result<(), Error> {
-    let fds: Vec<RawFd> = streams.iter().map(|stream| stream.as_raw_fd()).collect();
+/// Hands the guest's ends of a session's streams to a job, by their ports; `wait`: to
+/// one that may not run yet.
+pub fn attach(name: &Name, streams: &[(u32, UnixStream)], wait: bool) -> Result<(), Error> {
+    let fds: Vec<RawFd> = streams.iter().map(|(_, stream)| stream.as_raw_fd()).collect();
+    let ports = streams.iter().map(|(port, _)| *port).collect();
     let stream = connect(name)?;
-    let done = ask(&stream, Wanted::Attach, &fds, PATIENCE);
+    let patience = if wait { START } else { PATIENCE };
+    let done = ask(&stream, Wanted::Attach { streams: ports, wait }, &fds, patience);
     done.map(drop).map_err(|reason| Error::Name { name: name.to_string(), reason })
 }
 

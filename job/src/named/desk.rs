@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// What is spoken here.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest request.
 const LONGEST: usize = 256;
 /// Visitors at a time: more wait with the kernel.
@@ -34,13 +34,18 @@ pub struct Request {
 }
 
 /// What a visitor wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wanted {
     /// To know the job.
     Status,
     /// To run a program beside it.
-    Attach,
+    Attach {
+        /// Of which ports ([`port`]) there are streams, in the order in which they come.
+        streams: Vec<u32>,
+        /// Whether to wait until the job runs.
+        wait: bool,
+    },
 }
 
 /// A job, as visitors are told of it.
@@ -69,12 +74,19 @@ pub struct Desk {
     later: Later,
     visitors: Vec<UnixStream>,
     next: u32,
+    /// Ports of sessions that wait until the job runs.
+    early: Vec<u32>,
 }
 
 impl Desk {
     /// For a job that can be found.
     pub fn new(entry: Entry, about: About, later: Later) -> Self {
-        Self { entry, about, later, visitors: Vec::new(), next: FIRST }
+        Self { entry, about, later, visitors: Vec::new(), next: FIRST, early: Vec::new() }
+    }
+
+    /// The job runs: the ports of the sessions that have waited for it.
+    pub fn take_early(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.early)
     }
 
     /// What to wait for.
@@ -125,20 +137,26 @@ impl Desk {
         if request.version != VERSION {
             return refused(&format!("this job speaks version {VERSION}"));
         }
-        match request.request {
+        let early = self.about.state == "starting";
+        match &request.request {
             Wanted::Status => (json!({ "ok": self.about }), None),
-            Wanted::Attach if self.about.state != "running" => {
+            Wanted::Attach { wait, .. } if !(self.about.state == "running" || early && *wait) => {
                 refused(&format!("the job is {}", self.about.state))
             }
-            Wanted::Attach if streams.len() != port::COUNT as usize => refused("not understood"),
-            Wanted::Attach => {
+            Wanted::Attach { streams: named, .. } if !fits(named, streams.len()) => {
+                refused("not understood")
+            }
+            Wanted::Attach { streams: named, .. } => {
                 let ports = self.next;
                 // So many sessions that this comes round are not alive at once.
                 self.next = ports.checked_add(port::COUNT).unwrap_or(FIRST);
-                for (number, stream) in (port::CONTROL..).zip(streams) {
-                    self.later.add(ports.saturating_add(number), stream);
+                for (number, stream) in named.iter().zip(streams) {
+                    self.later.add(ports.saturating_add(*number), stream);
                 }
-                (json!({ "ok": null }), Some(ports))
+                if early {
+                    self.early.push(ports);
+                }
+                (json!({ "ok": null }), Some(ports).filter(|_| !early))
             }
         }
     }
@@ -148,6 +166,13 @@ impl Drop for Desk {
     fn drop(&mut self) {
         self.entry.remove();
     }
+}
+
+/// Whether that is what a session needs: a conversation, and each stream once.
+fn fits(named: &[u32], count: usize) -> bool {
+    let known = |number: &u32| (port::CONTROL..=port::COUNT).contains(number);
+    let once = named.iter().collect::<std::collections::BTreeSet<_>>().len() == named.len();
+    named.first() == Some(&port::CONTROL) && once && named.len() == count && named.iter().all(known)
 }
 
 /// A request and what came with it, all at once.

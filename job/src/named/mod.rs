@@ -46,6 +46,13 @@ impl FromStr for Name {
     }
 }
 
+impl Name {
+    /// Of a machine that ranks with this number share.
+    pub fn of_ranks(number: u64) -> Self {
+        Self(format!("ranks-{number:016x}"))
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -132,19 +139,29 @@ pub struct Entry {
 
 impl Entry {
     /// Takes a name, which no other job may have.
-    pub fn new(name: Name) -> Result<Self, Error> {
+    pub fn new(name: &Name) -> Result<Self, Error> {
+        let taken = || "a job with this name runs".to_owned();
+        Self::take(name)?.ok_or_else(|| Error::Name { name: name.to_string(), reason: taken() })
+    }
+
+    /// The same; `None`: a job has it.
+    pub fn take(name: &Name) -> Result<Option<Self>, Error> {
         let error = |e: io::Error| Error::Name { name: name.to_string(), reason: vmm::plain(&e) };
         for place in places().iter().skip(1) {
-            if let Some(directory) = Directory::open(place)? {
-                free(&directory, &name)?;
+            if let Some(directory) = Directory::open(place)?
+                && !free(&directory, name)?
+            {
+                return Ok(None);
             }
         }
         let place = places().swap_remove(0);
         let directory = Directory::make(&place)?;
-        free(&directory, &name)?;
-        let listener = UnixListener::bind(directory.short(&name)).map_err(error)?;
+        if !free(&directory, name)? {
+            return Ok(None);
+        }
+        let listener = UnixListener::bind(directory.short(name)).map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
-        Ok(Self { path: directory.path.join(name.to_string()), listener })
+        Ok(Some(Self { path: directory.path.join(name.to_string()), listener }))
     }
 
     /// Gives the name back. The file is this job's: others look first whether
@@ -154,13 +171,11 @@ impl Entry {
     }
 }
 
-fn free(directory: &Directory, name: &Name) -> Result<(), Error> {
-    let taken = |reason| Error::Name { name: name.to_string(), reason };
-    match directory.connect(name) {
-        Ok(None) => Ok(()),
-        Ok(Some(_)) => Err(taken("a job with this name runs".to_owned())),
-        Err(e) => Err(taken(vmm::plain(&e))),
-    }
+/// Whether nobody has the name.
+fn free(directory: &Directory, name: &Name) -> Result<bool, Error> {
+    let found = directory.connect(name);
+    let error = |e: io::Error| Error::Name { name: name.to_string(), reason: vmm::plain(&e) };
+    found.map(|found| found.is_none()).map_err(error)
 }
 
 /// Connects to a job.
@@ -228,11 +243,11 @@ mod tests {
         let directory = Directory::make(&path).unwrap();
         let name: Name = "job".parse().unwrap();
         let listener = UnixListener::bind(directory.short(&name)).unwrap();
-        assert!(free(&directory, &name).is_err());
+        assert!(!free(&directory, &name).unwrap());
         assert!(path.join("job").exists());
         drop(listener);
         assert!(path.join("job").exists());
-        free(&directory, &name).unwrap();
+        assert!(free(&directory, &name).unwrap());
         assert!(!path.join("job").exists());
     }
 

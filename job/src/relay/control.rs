@@ -7,7 +7,7 @@
 //! ```
 
 use super::signals::{Signal, Signals};
-use super::{Report, Shared};
+use super::{Dialer, Others, Report, Shared};
 use crate::named::desk::Desk;
 use devices::backend::port::terminal_size;
 use guest::protocol::{Decoder, Failure, MAX_TO_HOST, Spec, ToGuest, ToHost, VERSION, Window};
@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 use vmm::console::signals::stop_now;
@@ -54,6 +55,9 @@ pub struct Control {
     phase: Phase,
     /// Visitors, of a job that has a name.
     desk: Option<Desk>,
+    dialer: Option<Dialer>,
+    /// Others of the machine may still run when the job has ended.
+    occupied: bool,
     /// When the guest must have said hello.
     deadline: Option<Instant>,
     has_terminal: bool,
@@ -79,6 +83,8 @@ impl Control {
             outputs,
             begin: Some(begin),
             has_terminal: spec.streams.terminal.is_some(),
+            dialer: None,
+            occupied: false,
             spec: Some(spec),
             decoder: Decoder::new(MAX_TO_HOST),
             waiting: VecDeque::new(),
@@ -89,15 +95,11 @@ impl Control {
         }
     }
 
-    /// Lets others visit.
-    pub fn visited(mut self, desk: Option<Desk>) -> Self {
-        self.desk = desk;
-        self
-    }
-
-    /// Waits only so long for the guest's first word.
-    pub fn until(mut self, deadline: Option<Instant>) -> Self {
-        self.deadline = deadline;
+    /// Lets others visit, and waits only so long for the guest's first word.
+    pub fn with(mut self, others: Others) -> Self {
+        self.occupied =
+            !others.guest_of_another && self.spec.as_ref().is_some_and(|spec| spec.wire.shared);
+        (self.desk, self.dialer, self.deadline) = (others.desk, others.dialer, others.deadline);
         self
     }
 
@@ -111,7 +113,7 @@ impl Control {
 
     /// Waits for something and does it. `false`: that was all.
     fn turn(&mut self) -> io::Result<bool> {
-        if self.phase == Phase::Ended && self.outputs == 0 {
+        if self.phase == Phase::Ended && self.outputs == 0 && !self.occupied {
             return Ok(false);
         }
         let out = if self.waiting.is_empty() { 0 } else { libc::POLLOUT };
@@ -252,6 +254,13 @@ impl Control {
                 return false;
             }
             (Phase::Running, ToHost::Stopped { signal }) => self.stop(signal),
+            (Phase::Starting | Phase::Running | Phase::Ended, ToHost::Dial)
+                if self.dialer.is_some() =>
+            {
+                let port = self.dialer.as_mut().map_or(0, Dialer::dial);
+                self.waiting.extend(ToGuest::Dialed { port }.encode());
+            }
+            (Phase::Ended, ToHost::Vacant) => self.occupied = false,
             (Phase::Running, ToHost::Ended { how, usage, input }) => {
                 self.phase = Phase::Ended;
                 crate::mark("job has ended");
@@ -264,6 +273,10 @@ impl Control {
 
     fn started(&mut self) {
         self.phase = Phase::Running;
+        self.shared.started.store(true, Ordering::SeqCst);
+        for ports in self.desk.as_mut().map(Desk::take_early).unwrap_or_default() {
+            self.say(&ToGuest::Attach { ports });
+        }
         crate::mark("job has started");
         if self.has_terminal {
             self.terminal = RawTerminal::stdin();

@@ -18,7 +18,11 @@ struct Guest {
 fn guest() -> Guest {
     let (ours, socket) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let shared = Shared { ending: Ending::new().unwrap(), report: Default::default() };
+    let shared = Shared {
+        ending: Ending::new().unwrap(),
+        report: Default::default(),
+        started: Default::default(),
+    };
     let (begin, wait) = sync_channel(1);
     let theirs = shared.clone();
     // Signals are blocked on the thread alone, so none is for another test.

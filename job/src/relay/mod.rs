@@ -9,18 +9,21 @@
 //! ```
 
 mod control;
+mod dial;
 pub mod signals;
 mod streams;
 
 use crate::Error;
 use crate::named::desk::Desk;
 use control::Control;
+pub use dial::Dialer;
 use guest::protocol::{Failure, How, Spec, Streams, Usage, port};
 use signals::Signals;
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -54,6 +57,7 @@ pub enum Report {
 pub struct Shared {
     ending: Ending,
     report: Arc<Mutex<Option<Report>>>,
+    started: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -84,6 +88,8 @@ pub struct Finished {
     pub report: Option<Report>,
     /// Output that was lost.
     pub lost: Option<Error>,
+    /// Whether it ran at all.
+    pub started: bool,
 }
 
 /// Who else there is beside the job.
@@ -91,7 +97,11 @@ pub struct Finished {
 pub struct Others {
     /// Those who come to a job with a name.
     pub desk: Option<Desk>,
-    /// When the guest of another's machine must have answered.
+    /// Who connects ranks to their PMIx server.
+    pub dialer: Option<Dialer>,
+    /// The machine is another's.
+    pub guest_of_another: bool,
+    /// When its guest must have answered.
     pub deadline: Option<Instant>,
 }
 
@@ -103,8 +113,8 @@ impl Relay {
         ending: Ending,
         others: Others,
     ) -> Result<(Self, Vec<(u32, UnixStream)>), Error> {
-        let shared = Shared { ending, report: Arc::default() };
-        let has_machine = others.deadline.is_none();
+        let shared = Shared { ending, report: Arc::default(), started: Arc::default() };
+        let has_machine = !others.guest_of_another;
         let mut ports = Vec::new();
         let mut socket = |port| -> Result<UnixStream, Error> {
             let (ours, theirs) = UnixStream::pair().map_err(Error::host("socket"))?;
@@ -137,8 +147,9 @@ impl Relay {
         }
         let counted = (drained, outputs.len() as u64);
         let control = Control::new(conversation, signals, shared.clone(), counted, begin, spec);
-        let filter = if others.desk.is_some() { sandbox::desk() } else { sandbox::relay() };
-        let control = control.visited(others.desk).until(others.deadline);
+        let (desk, dialer) = (others.desk.is_some(), others.dialer.is_some());
+        let filter = sandbox::control(desk, dialer);
+        let control = control.with(others);
         let control = spawn("control", filter, move || control.run())?;
         Ok((Self { shared, control, outputs, has_machine }, ports))
     }
@@ -167,7 +178,7 @@ impl Relay {
                 }
             }
         }
-        Finished { report, lost }
+        Finished { report, lost, started: shared.started.load(Ordering::SeqCst) }
     }
 }
 

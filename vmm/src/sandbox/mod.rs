@@ -284,21 +284,29 @@ pub fn console() -> Filter {
 
 /// The filter of the threads that a job's runner has beside its machine.
 pub fn relay() -> Filter {
-    runner(&[])
+    control(false, false)
 }
 
 /// Visitors of a job that has a name: their requests, what they hand over, and the
 /// end of the name.
 const DESK: &[i64] = &[libc::SYS_accept4, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_unlink];
 
-/// The same for the thread that visitors come to, too.
-pub fn desk() -> Filter {
-    runner(DESK)
-}
+/// Connections to the server of a parallel program's ranks.
+const DIAL: &[i64] = &[libc::SYS_connect, libc::SYS_setsockopt];
 
-fn runner(more: &[i64]) -> Filter {
-    let conditional = [only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING];
-    filter("relay", &[COMMON, RELAY, more], &conditional)
+/// The same for the thread that talks with the guest: visitors may come to it, and it
+/// may connect to one server.
+pub fn control(visitors: bool, server: bool) -> Filter {
+    let mut lists = vec![COMMON, RELAY];
+    let mut conditional = vec![only(libc::SYS_ioctl, 1, RELAY_IOCTLS), CLOSING];
+    if visitors {
+        lists.push(DESK);
+    }
+    if server {
+        lists.push(DIAL);
+        conditional.push(only(libc::SYS_socket, 0, &[INET]));
+    }
+    filter("relay", &lists, &conditional)
 }
 
 /// What is on the event loop beside what is always there.
@@ -444,7 +452,8 @@ mod tests {
             vcpu(VcpuNeeds { board: true, chips: Chips::User, statistics: true }),
             console(),
             relay(),
-            desk(),
+            control(true, false),
+            control(true, true),
             event_loop(Needs::default()),
             event_loop(Needs { local_sockets: true, ..Needs::default() }),
             event_loop(Needs { control: true, ..Needs::default() }),
