@@ -175,7 +175,8 @@ pub struct Args {
     /// neither an interface nor root: what the guest sends leaves the host as
     /// your own connections do. The guest finds its address by DHCP:
     /// 10.0.2.15, its gateway 10.0.2.2, and its name server, which asks the
-    /// host's, 10.0.2.3.
+    /// host's, 10.0.2.3. segment=PATH is an Ethernet of machines of your own,
+    /// whose sockets are PATH.0, PATH.1 and so on.
     ///   mac=ADDRESS         [default: derived from the interface's name, or
     ///                       the card's number]
     ///   rate=SIZE[:BURST], ops=N[:BURST]
@@ -194,6 +195,10 @@ pub struct Args {
     ///                       newer than Debian 12's is installed and works,
     ///                       else microvm itself, for IPv4 only
     ///                       [default: auto]
+    /// With segment=:
+    ///   station=N, stations=M
+    ///                       which of how many machines this is, 0 to M-1 of
+    ///                       1 to 256
     /// With tap=:
     ///   mtu=N               the guest's largest packet and the interface's,
     ///                       which is set where microvm may
@@ -207,7 +212,7 @@ pub struct Args {
     #[arg(
         verbatim_doc_comment,
         long = "net",
-        value_name = "user|tap=NAME[,FIELD=VALUE]…",
+        value_name = "user|tap=NAME|segment=PATH[,FIELD=VALUE]…",
         help_heading = "The machine"
     )]
     nets: Vec<Net>,

@@ -164,6 +164,21 @@ pub struct RunArgs {
     #[arg(long, visible_alias = "cwd", value_name = "PATH", help_heading = "The job")]
     pub pwd: Option<PathBuf>,
 
+    /// Who the job is in its machine: caller or image [default: caller]
+    ///
+    /// image is the user that an OCI image names, with its groups and home
+    /// directory. What is shared with the host is still reached with the
+    /// caller's rights.
+    #[arg(
+        verbatim_doc_comment,
+        long,
+        value_name = "WHO",
+        default_value = "caller",
+        hide_default_value = true,
+        help_heading = "The job"
+    )]
+    pub user: job::User,
+
     /// Run PROGRAM even if the image has a program of its own
     ///
     /// Else what follows the image are arguments of an OCI image's
@@ -222,7 +237,7 @@ impl FromStr for Network {
                 }
                 Ok(Self(Some(net)))
             }
-            NetBackend::Tap(_) => Err("must be none or user".to_owned()),
+            NetBackend::Tap(_) | NetBackend::Segment(_) => Err("must be none or user".to_owned()),
         }
     }
 }
@@ -242,6 +257,7 @@ impl RunArgs {
             env: self.env,
             clean_env: self.cleanenv,
             pwd: self.pwd,
+            user: self.user,
             binds: self.binds,
             no_home: self.no_home,
             contain: self.contain,

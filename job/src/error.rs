@@ -51,6 +51,11 @@ pub enum Error {
     /// Not a variable.
     #[error("env {0:?}: must be NAME=VALUE, or the NAME of a variable that is set")]
     Env(String),
+    /// The image names none.
+    #[error(
+        "user image: the image names no user: only those of OCI and Docker do, and          what microvm build makes"
+    )]
+    User,
     /// The working directory is not an absolute path.
     #[error("pwd {path}: must be an absolute path", path = .0.display())]
     Pwd(PathBuf),
@@ -78,6 +83,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A rank of a parallel program.
+    #[error("ranks {0}")]
+    Ranks(String),
     /// No program is named, by the user or the image.
     #[error("no program: name one behind the image")]
     NoProgram,

@@ -34,6 +34,12 @@ const URIS: [&str; 6] = [
 /// server maps, and the host's authority (`munge(7)`).
 const OWN: [(&str, &str); 2] = [("PMIX_MCA_gds", "hash"), ("PMIX_MCA_psec", "native")];
 
+/// Launchers take ranks of a host for ones that share memory: MPICH, then Open MPI.
+const APART: [(&str, &str); 2] = [("MPIR_CVAR_NOLOCAL", "1"), ("OMPI_MCA_btl", "self,tcp")];
+/// Which interface they use: libfabric (two providers), UCX, Open MPI.
+const INTERFACE: [&str; 4] =
+    ["FI_TCP_IFACE", "FI_SOCKETS_IFACE", "UCX_NET_DEVICES", "OMPI_MCA_btl_tcp_if_include"];
+
 /// A launcher of ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launcher {
@@ -45,6 +51,10 @@ pub struct Launcher {
     pub local: Option<u32>,
     /// Ranks.
     pub size: Option<u32>,
+    /// Which of them this is.
+    pub rank: Option<u32>,
+    /// Slurm says that there are other hosts.
+    elsewhere: bool,
     /// What only the ranks of one program on one host have in common.
     pub program: String,
 }
@@ -64,15 +74,18 @@ impl Launcher {
             return None;
         }
         let size = first(&["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"]);
-        let one_host = number("SLURM_STEP_NUM_NODES") == Some(1);
+        let rank = first(&["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"]);
+        let hosts = number("SLURM_STEP_NUM_NODES");
         let local = first(&["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]);
         let names = ["PMIX_NAMESPACE", "PMI_JOBID"].map(|name| text(name).unwrap_or_default());
         let made_by = socket.map(maker).unwrap_or_default();
         Some(Self {
             socket,
             server,
-            local: local.or(size.filter(|_| one_host)),
+            local: local.or(size.filter(|_| hosts == Some(1))),
             size,
+            rank,
+            elsewhere: hosts.is_some_and(|hosts| hosts > 1),
             program: format!("{names:?} {server:?} {made_by:?}"),
         })
     }
@@ -84,7 +97,8 @@ impl Launcher {
 
     /// Whether there are others on other hosts.
     pub fn has_others_elsewhere(&self) -> bool {
-        matches!((self.size, self.local), (Some(size), Some(local)) if local < size)
+        let fewer = matches!((self.size, self.local), (Some(size), Some(local)) if local < size);
+        self.elsewhere || fewer
     }
 
     /// What init is told of it.
@@ -97,8 +111,16 @@ impl Launcher {
     }
 
     /// Variables that a rank in a machine needs, beside those of its launcher.
-    pub fn variables(&self) -> &'static [(&'static str, &'static str)] {
-        if self.server.is_some() { &OWN } else { &[] }
+    /// `network`: the interface that leads to the others, if they are in machines of
+    /// their own, whose memory nobody shares.
+    pub fn variables(&self, network: Option<&str>) -> Vec<(&'static str, String)> {
+        let own = self.server.map_or(&[][..], |_| &OWN);
+        let apart = network.map_or(&[][..], |_| &APART);
+        let fixed = own.iter().chain(apart).map(|(name, value)| (*name, (*value).to_owned()));
+        let names = network
+            .into_iter()
+            .flat_map(|network| INTERFACE.iter().map(move |name| (*name, network.to_owned())));
+        fixed.chain(names).collect()
     }
 }
 
@@ -178,7 +200,8 @@ mod tests {
         assert!(one.program.contains(&std::process::id().to_string()));
         assert!(one.has_others() && !one.has_others_elsewhere());
         assert_eq!(one.wire(true).descriptor, one.socket.map(|fd| fd as u32));
-        assert!(one.variables().is_empty());
+        assert!(one.variables(None).is_empty());
+        assert!(one.variables(Some("eth1")).contains(&("FI_TCP_IFACE", "eth1".to_owned())));
     }
 
     #[test]
@@ -192,7 +215,7 @@ mod tests {
         let rank = with(&variables).unwrap();
         assert_eq!(rank.wire(false).listener, Some(40000));
         assert!(rank.has_others_elsewhere());
-        assert!(!rank.variables().is_empty());
+        assert!(!rank.variables(None).is_empty());
         let alone = with(&[variables[0], ("OMPI_COMM_WORLD_SIZE", "1")]).unwrap();
         assert!(!alone.has_others());
     }

@@ -26,6 +26,8 @@ pub struct Options {
     pub clean_env: bool,
     /// The working directory.
     pub pwd: Option<PathBuf>,
+    /// Who runs it.
+    pub user: User,
     /// More directories of the host.
     pub binds: Vec<Bind>,
     /// Do not share the home directory.
@@ -48,6 +50,28 @@ pub struct Options {
     pub name: Option<crate::named::Name>,
     /// Where the kernel's messages go.
     pub kernel_log: Option<PathBuf>,
+}
+
+/// Who a job is in its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum User {
+    /// Who runs microvm.
+    #[default]
+    Caller,
+    /// Whom the image names.
+    Image,
+}
+
+impl FromStr for User {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "caller" => Ok(Self::Caller),
+            "image" => Ok(Self::Image),
+            _ => Err("must be caller or image"),
+        }
+    }
 }
 
 /// In which machines the ranks of a parallel program run.

@@ -8,17 +8,20 @@
 //! ```
 
 use crate::caller::Caller;
-use crate::image::config::Config as ImageConfig;
+use crate::image::config::{Config as ImageConfig, Identity as Owner};
 use crate::image::progress::Progress;
 use crate::image::{FileSystem, Kind, probe};
-use crate::launcher::Launcher;
+use crate::launcher::{self, Launcher};
 use crate::modules::Needs;
-use crate::options::{Join, Options};
+use crate::named::Name;
+use crate::options::{Join, Options, User};
 use crate::shares::{self, Shared};
 use crate::source::Source;
 use crate::{Error, kernel, size};
 use devices::backend::user::{GATEWAY, GUEST, NAMES};
-use guest::protocol::{Disk, File, Lower, Network, Root, Share, Spec, Streams, Upper, Window};
+use guest::protocol::{
+    Disk, File, Identity, Lower, Network, Root, Share, Spec, Streams, Upper, Window,
+};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -52,7 +55,10 @@ impl Plan {
         terminal: Option<Window>,
         progress: &mut dyn Progress,
     ) -> Result<(Self, Needs), Error> {
-        let (source, run) = Source::open(&options.image, progress)?;
+        let (source, description) = Source::open(&options.image, progress)?;
+        let (run, owner) = description.map(|d| (d.config, d.identity)).unzip();
+        let owner = owner.flatten();
+        let (identity, home) = identity(&options, caller, owner)?;
         let runscript = run.is_none() && source != Source::Host && !options.exec;
         let run = run.unwrap_or_default();
         let (shares, scratch) = shares::choose(&options, caller, &source)?;
@@ -65,13 +71,20 @@ impl Plan {
             None => (Some(Serial::Off), "quiet loglevel=0".to_owned()),
         };
         let root = root(&mut config, &source, &options)?;
-        let network = options.network.clone().map(|card| network(&mut config, card));
+        let mut networks: Vec<Network> =
+            options.network.iter().map(|card| network(&mut config, card.clone())).collect();
+        let reachable = !networks.is_empty();
         config.shares.extend(shares.iter().enumerate().map(|(number, share)| config::Share {
             tag: tag(number),
             path: share.source.clone(),
             readonly: share.readonly,
         }));
         let ranks = caller.launcher.as_ref();
+        if ranks.is_some_and(Launcher::has_others_elsewhere) {
+            return Err(Error::Ranks(
+                "of other hosts can't be reached from a machine: run on one host".to_owned(),
+            ));
+        }
         let shared = ranks.is_some_and(|launcher| shares_machine(&options, launcher));
         if shared && options.cpus.is_none() {
             // Each rank may be kept to processors of its own.
@@ -79,19 +92,26 @@ impl Plan {
             let all = cpus.saturating_mul(local).min(size::widen()).min(config::MAX_CPUS);
             config.cpus = all.max(cpus);
         }
+        let apart = ranks.filter(|_| !shared).map(|launcher| segment(&mut config, launcher));
+        let apart = apart.transpose()?.flatten();
+        let interface = apart.map(|_| format!("eth{}", networks.len()));
+        networks.extend(apart);
+        let more = ranks.map(|launcher| launcher.variables(interface.as_deref()));
+        let mut more = more.unwrap_or_default();
+        more.extend(home.map(|home| ("HOME", home)));
         let arguments = program(&options, &run, runscript)?;
         let (directory, directory_required) = directory(&options, &run, caller)?;
         let spec = Spec {
             root,
             shares: shares.iter().enumerate().map(share).collect(),
             scratch: scratch.iter().map(|path| bytes(path)).collect(),
-            files: files(caller, &source, network.is_some()),
+            files: files(caller, &source, reachable),
             hostname: caller.hostname.clone(),
-            network,
-            identity: caller.identity.clone(),
+            networks,
+            identity,
             arguments,
             runscript,
-            environment: environment(&options, &run, caller, &source)?,
+            environment: environment(&options, &run, caller, &source, more)?,
             directory: bytes(&directory),
             directory_required,
             streams: Streams {
@@ -105,6 +125,21 @@ impl Plan {
         let needs = Needs::of(&config, &spec);
         Ok((Self { config, spec }, needs))
     }
+}
+
+/// Who the job is; and where that one is at home, if it is not the caller.
+fn identity(
+    options: &Options,
+    caller: &Caller,
+    owner: Option<Owner>,
+) -> Result<(Identity, Option<String>), Error> {
+    let mut identity = caller.identity.clone();
+    if options.user == User::Caller {
+        return Ok((identity, None));
+    }
+    let Owner { uid, gid, groups, home } = owner.ok_or(Error::User)?;
+    (identity.uid, identity.gid, identity.groups) = (uid, gid, groups);
+    Ok((identity, home))
 }
 
 /// Whether a rank runs where the others of its host do.
@@ -160,7 +195,28 @@ fn root(config: &mut Config, source: &Source, options: &Options) -> Result<Root,
 /// A card whose other side is this host's own network, as its user reaches it.
 fn network(config: &mut Config, card: config::Net) -> Network {
     config.nets.push(card);
-    Network { address: GUEST.octets(), prefix: 24, gateway: GATEWAY.octets() }
+    Network { address: GUEST.octets(), prefix: 24, gateway: Some(GATEWAY.octets()) }
+}
+
+/// A card that leads to the machines of the other ranks, if there are any.
+fn segment(config: &mut Config, launcher: &Launcher) -> Result<Option<Network>, Error> {
+    if !launcher.has_others() {
+        return Ok(None);
+    }
+    let most = config::MAX_STATIONS.into();
+    let (Some(rank), Some(size)) = (launcher.rank, launcher.size.filter(|size| *size <= most))
+    else {
+        return Err(Error::Ranks(format!(
+            "of more than {most}, or whose launcher does not tell their number,              have machines of their own only without a network: use --join auto"
+        )));
+    };
+    let path = Name::of_ranks(launcher::short(&launcher.program)).path()?;
+    // Neither is more than the most that there may be.
+    let (station, stations) = (rank.min(size - 1) as u16, size as u16);
+    let backend = config::NetBackend::Segment(config::Segment { path, station, stations });
+    config.nets.push(config::Net::on(backend));
+    let [high, low] = (station + 1).to_be_bytes();
+    Ok(Some(Network { address: [10, 83, high, low], prefix: 16, gateway: None }))
 }
 
 fn share_root(config: &mut Config, path: &Path) -> Lower {
@@ -219,6 +275,7 @@ fn environment(
     run: &ImageConfig,
     caller: &Caller,
     source: &Source,
+    more: Vec<(&'static str, String)>,
 ) -> Result<Vec<Vec<u8>>, Error> {
     let mut all: Vec<(OsString, OsString)> = Vec::new();
     let mut set = |name: &OsStr, value: &OsStr| match all.iter_mut().find(|(n, _)| n == name) {
@@ -238,8 +295,7 @@ fn environment(
             set(name, value);
         }
     }
-    let ranks = caller.launcher.as_ref().map(Launcher::variables).unwrap_or_default();
-    ranks.iter().for_each(|(name, value)| set(name.as_ref(), value.as_ref()));
+    more.iter().for_each(|(name, value)| set(name.as_ref(), value.as_ref()));
     for entry in &run.env {
         if let Some((name, value)) = entry.split_once('=') {
             set(name.as_ref(), value.as_ref());

@@ -76,7 +76,7 @@ fn a_directory_is_a_read_only_share() {
 fn the_host_may_be_changed_in_memory() {
     let plan = make(options("host", &["x"]), &caller(), None, &mut Unseen).unwrap();
     assert!(plan.spec.root.writable && plan.config.shares[0].readonly);
-    assert!(plan.spec.files.is_empty() && plan.spec.network.is_none());
+    assert!(plan.spec.files.is_empty() && plan.spec.networks.is_empty());
     assert!(texts(&plan.spec.environment).contains(&"PATH=/mine".to_owned()));
 }
 
@@ -159,7 +159,7 @@ fn a_network_is_a_card_with_an_address_and_a_server_of_names() {
     wanted.network = Some("user".parse().unwrap());
     let plan = make(wanted, &caller(), None, &mut Unseen).unwrap();
     assert_eq!(plan.config.nets.len(), 1);
-    assert_eq!(plan.spec.network.map(|net| net.address), Some([10, 0, 2, 15]));
+    assert_eq!(plan.spec.networks.first().map(|net| net.address), Some([10, 0, 2, 15]));
     let text = String::from_utf8(plan.spec.files[0].content.clone()).unwrap();
     assert!(text.starts_with("nameserver 10.0.2.3\n"), "{text}");
     plan.config.validate().unwrap();

@@ -11,16 +11,17 @@ use crate::named::{Entry, Name};
 use crate::options::Options;
 use crate::plan::Plan;
 use crate::relay::signals::Signals;
-use crate::relay::{Dialer, Finished, Others, Relay, Report};
+use crate::relay::{Dialer, Finished, Others, Relay, Report, Station};
 use crate::{Error, init, status};
 use devices::backend::port::terminal_size;
 use devices::backend::prepared::{Later, Prepared};
+use devices::backend::segment::socket_path;
 use guest::protocol::{Failure, How, Window, port};
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddrV4;
 use std::thread;
 use std::time::{Duration, SystemTime};
-use vmm::config::Config;
+use vmm::config::{Config, NetBackend};
 use vmm::console::terminal;
 use vmm::ending::Ending;
 use vmm::exit::Exit;
@@ -143,7 +144,8 @@ impl Job {
         let later = Later::default();
         let desk = listed.map(|(entry, about)| Desk::new(entry, about, later.clone()));
         let dialer = server.map(|server| Dialer::new(server, later.clone()));
-        let others = Others { desk, dialer, ..Others::default() };
+        let station = config.nets.iter().find_map(station);
+        let others = Others { desk, dialer, station, ..Others::default() };
         let socket = plan.spec.wire.descriptor.map(launcher::twin).transpose();
         let socket = socket.map_err(Error::host("PMI socket"))?;
         later.extend(socket.map(|socket| (port::WIRE, socket)));
@@ -160,6 +162,14 @@ impl Job {
         // Without a machine there is nobody at the other end, which ends this, too.
         let Finished { report, lost, .. } = relay.finish();
         conclude(exit?, report, lost, start)
+    }
+}
+
+/// The socket of a card's station, if it has one.
+fn station(card: &vmm::config::Net) -> Option<Station> {
+    match &card.backend {
+        NetBackend::Segment(own) => Some(Station(socket_path(&own.path, own.station))),
+        _ => None,
     }
 }
 

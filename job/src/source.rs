@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::image::cache::Cache;
-use crate::image::config::Config;
+use crate::image::config::Description;
 use crate::image::open::{Root, prepare};
 use crate::image::progress::Progress;
 use crate::image::{FileSystem, Reference};
@@ -31,11 +31,11 @@ pub enum Source {
 
 impl Source {
     /// Opens what the user has named; an image of layers is put together in the
-    /// cache, if it is not there yet. How it is run is known of some.
+    /// cache, if it is not there yet. How it is run, and by whom, is known of some.
     pub fn open(
         image: &OsStr,
         progress: &mut dyn Progress,
-    ) -> Result<(Self, Option<Config>), Error> {
+    ) -> Result<(Self, Option<Description>), Error> {
         let reference = Reference::parse(image)?;
         let ready = prepare(&reference, &Cache::of_user()?, progress)?;
         let source = match ready.root {
@@ -47,7 +47,7 @@ impl Source {
                 Self::Disk { path, offset, size, kind: file_system }
             }
         };
-        Ok((source, ready.description.map(|description| description.config)))
+        Ok((source, ready.description))
     }
 
     /// Whether this directory is the root itself.

@@ -86,7 +86,7 @@ const PARTS: [Part; 16] = [
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// Programs that tests compare with, and the Debian packages that have them.
-const PEERS: [(&str, &str); 8] = [
+const PEERS: [(&str, &str); 15] = [
     ("iperf3", "iperf3"),
     ("crun", "crun"),
     ("podman", "podman"),
@@ -95,6 +95,13 @@ const PEERS: [(&str, &str); 8] = [
     ("mksquashfs", "squashfs-tools"),
     ("getfattr", "attr"),
     ("setcap", "libcap2-bin"),
+    ("mpicc.mpich", "libmpich-dev"),
+    ("mpirun.mpich", "mpich"),
+    ("mpicc.openmpi", "libopenmpi-dev"),
+    ("mpirun.openmpi", "openmpi-bin"),
+    ("slurmctld", "slurmctld"),
+    ("slurmd", "slurmd"),
+    ("srun", "slurm-client"),
 ];
 
 /// Whether a program is installed.
@@ -113,6 +120,7 @@ pub fn resolve() -> Result<(), String> {
     if std::env::var_os(rig::IN_RIG).is_none() && !Path::new(SEABIOS).exists() {
         let _ = rig::install_packages(&["seabios"]);
     }
+    ["mpich", "openmpi"].iter().try_for_each(|name| compile_ranks(name))?;
     let resources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("resources");
     // Outputs by name lie beside the build's own files.
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -138,6 +146,32 @@ pub fn resolve() -> Result<(), String> {
         unsafe { std::env::set_var(part.variable, path) };
     }
     Ok(())
+}
+
+/// The parallel program, for one of the libraries.
+const RANKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/linux/ranks.c");
+
+fn compile_ranks(library: &str) -> Result<(), String> {
+    let compiler = format!("mpicc.{library}");
+    if std::env::var_os(rig::IN_RIG).is_some() || !has(&compiler) || !has("gcc") {
+        return Ok(());
+    }
+    let mut made = Command::new(&compiler);
+    made.args(["-O2", "-o"]).arg(ranks_of(library)).args([RANKS, "-lm"]);
+    match made.status().map_err(|e| format!("{compiler}: {e}"))? {
+        status if status.success() => Ok(()),
+        status => Err(format!("{compiler} {RANKS}: {status}")),
+    }
+}
+
+fn ranks_of(library: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("ranks.{library}"))
+}
+
+/// The parallel program, if it could be made and can be started.
+pub fn ranks(library: &str) -> Option<PathBuf> {
+    let program = ranks_of(library);
+    (has(&format!("mpirun.{library}")) && program.is_file()).then_some(program)
 }
 
 fn part(variable: &str) -> PathBuf {

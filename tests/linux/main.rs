@@ -26,6 +26,7 @@ mod modes;
 mod net;
 mod pci;
 mod plug;
+mod ranks;
 mod share;
 mod spectrum;
 mod streams;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         mixtures::tests(),
         modes::tests(),
         plug::tests(),
+        ranks::tests(),
         vsock::tests(),
         metrics::tests(),
         share::tests(),

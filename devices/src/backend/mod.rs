@@ -7,6 +7,7 @@ mod link;
 pub mod passt;
 pub mod port;
 pub mod prepared;
+pub mod segment;
 pub mod share;
 pub mod tap;
 pub mod user;

@@ -128,7 +128,7 @@ fn job(
         Scope::Whole(launcher) => {
             root::enter(spec)?;
             name(&spec.hostname)?;
-            network::bring_up(spec.network.as_ref())?;
+            network::bring_up(&spec.networks)?;
             (0, launcher.take().map(|launcher| Arc::new(launcher.with(&spec.environment))))
         }
         Scope::Beside(ports) => (*ports, None),

@@ -267,7 +267,7 @@ fn disk(amounts: Amounts) -> Result<(), Fault> {
 fn packets(amounts: Amounts) -> Result<(), Fault> {
     let peer = std::env::var(PEER).map_err(|_| Fault("nobody to send to".to_owned()))?;
     let peer: SocketAddrV4 = peer.parse().map_err(|_| Fault(format!("{peer}: no address")))?;
-    let card = Network { address: [10, 0, 2, 15], prefix: 24, gateway: [10, 0, 2, 2] };
+    let card = Network { address: [10, 0, 2, 15], prefix: 24, gateway: Some([10, 0, 2, 2]) };
     let start = Instant::now();
     while !Path::new("/sys/class/net/eth0").exists() {
         if start.elapsed() > PATIENCE / 4 {
@@ -275,7 +275,7 @@ fn packets(amounts: Amounts) -> Result<(), Fault> {
         }
         thread::sleep(PAUSE);
     }
-    network::bring_up(Some(&card))?;
+    network::bring_up(&[card])?;
     // Not by name: that would bring a resolver into this program.
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).about("socket")?;
     socket.connect(peer).about("peer")?;

@@ -1,4 +1,4 @@
-//! The loopback interface, and the network card if there is one (`netdevice(7)`).
+//! The loopback interface, and the network cards if there are any (`netdevice(7)`).
 
 use crate::system::{About, Fault, check};
 use guest::protocol::Network;
@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Brings up what there is.
-pub fn bring_up(card: Option<&Network>) -> Result<(), Fault> {
+pub fn bring_up(cards: &[Network]) -> Result<(), Fault> {
     // SAFETY: socket takes numbers; the descriptor is nobody else's.
     let socket = unsafe {
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
@@ -14,10 +14,10 @@ pub fn bring_up(card: Option<&Network>) -> Result<(), Fault> {
         OwnedFd::from_raw_fd(fd)
     };
     up(&socket, "lo").about("lo")?;
-    if let Some(card) = card {
-        configure(&socket, card).about("eth0")?;
-    }
-    Ok(())
+    cards.iter().enumerate().try_for_each(|(number, card)| {
+        let name = format!("eth{number}");
+        configure(&socket, &name, card).about(name)
+    })
 }
 
 fn request(name: &str) -> libc::ifreq {
@@ -48,24 +48,25 @@ fn address(bytes: [u8; 4]) -> libc::sockaddr {
     address
 }
 
-fn configure(socket: &OwnedFd, card: &Network) -> io::Result<()> {
+fn configure(socket: &OwnedFd, name: &str, card: &Network) -> io::Result<()> {
     let mask = u32::MAX.checked_shl(32u32.saturating_sub(card.prefix.into())).unwrap_or(0);
     for (call, value) in
         [(libc::SIOCSIFADDR, card.address), (libc::SIOCSIFNETMASK, mask.to_be_bytes())]
     {
-        let mut request = request("eth0");
+        let mut request = request(name);
         request.ifr_ifru.ifru_addr = address(value);
         // SAFETY: as above.
         check(unsafe { libc::ioctl(socket.as_raw_fd(), call, &request) })?;
     }
-    up(socket, "eth0")?;
+    up(socket, name)?;
+    let Some(gateway) = card.gateway else { return Ok(()) };
     // SAFETY: an rtentry is plain data for which zero is a value; it lives across
     // the call, which only reads it.
     check(unsafe {
         let mut route: libc::rtentry = std::mem::zeroed();
         route.rt_dst = address([0; 4]);
         route.rt_genmask = address([0; 4]);
-        route.rt_gateway = address(card.gateway);
+        route.rt_gateway = address(gateway);
         route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
         libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &route)
     })

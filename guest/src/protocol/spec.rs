@@ -15,8 +15,8 @@ pub struct Spec {
     pub files: Vec<File>,
     /// The guest's name.
     pub hostname: Vec<u8>,
-    /// The network card, if there is one.
-    pub network: Option<Network>,
+    /// The network cards, in their order.
+    pub networks: Vec<Network>,
     /// Who the job is.
     pub identity: Identity,
     /// The program and its arguments.
@@ -107,15 +107,15 @@ pub struct File {
     pub append: bool,
 }
 
-/// A static configuration of `eth0`.
+/// A static configuration of a network card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     /// Its address.
     pub address: [u8; 4],
     /// The length of the network's prefix.
     pub prefix: u8,
-    /// The way to everywhere else.
-    pub gateway: [u8; 4],
+    /// The way to everywhere else, if it leads there.
+    pub gateway: Option<[u8; 4]>,
 }
 
 /// Who the job is, and what it may use.
@@ -197,9 +197,9 @@ impl Spec {
             to.bool(file.append);
         });
         to.bytes(&self.hostname);
-        to.option(&self.network, |to, network| {
+        to.list(&self.networks, |to, network| {
             network.address.iter().chain([&network.prefix]).for_each(|byte| to.u8(*byte));
-            network.gateway.iter().for_each(|byte| to.u8(*byte));
+            to.option(&network.gateway, |to, way| way.iter().for_each(|byte| to.u8(*byte)));
         });
         self.identity.write(to);
         to.list(&self.arguments, |to, word| to.bytes(word));
@@ -226,11 +226,12 @@ impl Spec {
                 Ok(File { path, content, append: from.bool()? })
             })?,
             hostname: from.bytes()?,
-            network: from.option(|from| {
-                let address = [from.u8()?, from.u8()?, from.u8()?, from.u8()?];
-                let prefix = from.u8()?;
-                let gateway = [from.u8()?, from.u8()?, from.u8()?, from.u8()?];
-                Ok(Network { address, prefix, gateway })
+            networks: from.list(|from| {
+                let four = |from: &mut Reader<'_>| -> Result<[u8; 4], Error> {
+                    Ok([from.u8()?, from.u8()?, from.u8()?, from.u8()?])
+                };
+                let (address, prefix) = (four(from)?, from.u8()?);
+                Ok(Network { address, prefix, gateway: from.option(four)? })
             })?,
             identity: Identity::read(from)?,
             arguments: from.list(Reader::bytes)?,

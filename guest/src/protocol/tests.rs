@@ -61,12 +61,12 @@ fn spec() -> impl Strategy<Value = Spec> {
         prop::collection::vec(file, 0..4),
         words(),
         word(),
-        any::<Option<([u8; 4], u8, [u8; 4])>>(),
+        prop::collection::vec(any::<([u8; 4], u8, Option<[u8; 4]>)>(), 0..3),
     );
     let wire = any::<(Option<u32>, Option<u16>, bool)>()
         .prop_map(|(descriptor, listener, shared)| Wire { descriptor, listener, shared });
     let process = (identity(), words(), words(), word(), any::<[bool; 2]>(), streams(), wire);
-    (places, process).prop_map(|((root, shares, files, scratch, hostname, network), process)| {
+    (places, process).prop_map(|((root, shares, files, scratch, hostname, networks), process)| {
         let (identity, arguments, environment, directory, flags, streams, wire) = process;
         let [directory_required, runscript] = flags;
         Spec {
@@ -81,7 +81,10 @@ fn spec() -> impl Strategy<Value = Spec> {
                 .map(|(path, content, append)| File { path, content, append })
                 .collect(),
             hostname,
-            network: network.map(|(address, prefix, gateway)| Network { address, prefix, gateway }),
+            networks: networks
+                .into_iter()
+                .map(|(address, prefix, gateway)| Network { address, prefix, gateway })
+                .collect(),
             identity,
             arguments,
             runscript,

@@ -19,7 +19,7 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -50,6 +50,12 @@ impl Name {
     /// Of a machine that ranks with this number share.
     pub fn of_ranks(number: u64) -> Self {
         Self(format!("ranks-{number:016x}"))
+    }
+
+    /// Where new ones are, once their directory is made.
+    pub fn path(&self) -> Result<PathBuf, Error> {
+        let place = places().swap_remove(0);
+        Ok(Directory::make(&place)?.path.join(&self.0))
     }
 }
 
@@ -113,10 +119,17 @@ impl Directory {
         format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()).into()
     }
 
-    /// Connects to whoever listens; a name that nobody does is removed.
+    /// Connects to whoever listens; a name that nobody does is removed, and so is a
+    /// station of a segment that has gone.
     fn connect(&self, name: &Name) -> io::Result<Option<UnixStream>> {
         let path = self.short(name);
-        match UnixStream::connect(&path) {
+        let found = match UnixStream::connect(&path) {
+            Err(e) if e.raw_os_error() == Some(libc::EPROTOTYPE) => {
+                UnixDatagram::unbound()?.connect(&path).and(Err(e))
+            }
+            other => other,
+        };
+        match found {
             Ok(stream) => Ok(Some(stream)),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => {

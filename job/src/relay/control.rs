@@ -7,7 +7,7 @@
 //! ```
 
 use super::signals::{Signal, Signals};
-use super::{Dialer, Others, Report, Shared};
+use super::{Dialer, Others, Report, Shared, Station};
 use crate::named::desk::Desk;
 use devices::backend::port::terminal_size;
 use guest::protocol::{Decoder, Failure, MAX_TO_HOST, Spec, ToGuest, ToHost, VERSION, Window};
@@ -56,6 +56,8 @@ pub struct Control {
     /// Visitors, of a job that has a name.
     desk: Option<Desk>,
     dialer: Option<Dialer>,
+    /// Removed with this.
+    _station: Option<Station>,
     /// Others of the machine may still run when the job has ended.
     occupied: bool,
     /// When the guest must have said hello.
@@ -84,6 +86,7 @@ impl Control {
             begin: Some(begin),
             has_terminal: spec.streams.terminal.is_some(),
             dialer: None,
+            _station: None,
             occupied: false,
             spec: Some(spec),
             decoder: Decoder::new(MAX_TO_HOST),
@@ -100,6 +103,7 @@ impl Control {
         self.occupied =
             !others.guest_of_another && self.spec.as_ref().is_some_and(|spec| spec.wire.shared);
         (self.desk, self.dialer, self.deadline) = (others.desk, others.dialer, others.deadline);
+        self._station = others.station;
         self
     }
 

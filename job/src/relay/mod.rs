@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -92,6 +93,15 @@ pub struct Finished {
     pub started: bool,
 }
 
+/// A socket by its path, which is removed in the end.
+pub struct Station(pub PathBuf);
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// Who else there is beside the job.
 #[derive(Default)]
 pub struct Others {
@@ -99,6 +109,8 @@ pub struct Others {
     pub desk: Option<Desk>,
     /// Who connects ranks to their PMIx server.
     pub dialer: Option<Dialer>,
+    /// The socket of the machine's station in a segment, which goes with it.
+    pub station: Option<Station>,
     /// The machine is another's.
     pub guest_of_another: bool,
     /// When its guest must have answered.
@@ -147,8 +159,8 @@ impl Relay {
         }
         let counted = (drained, outputs.len() as u64);
         let control = Control::new(conversation, signals, shared.clone(), counted, begin, spec);
-        let (desk, dialer) = (others.desk.is_some(), others.dialer.is_some());
-        let filter = sandbox::control(desk, dialer);
+        let files = others.desk.is_some() || others.station.is_some();
+        let filter = sandbox::control(files, others.dialer.is_some());
         let control = control.with(others);
         let control = spawn("control", filter, move || control.run())?;
         Ok((Self { shared, control, outputs, has_machine }, ports))

@@ -23,7 +23,9 @@ pub use device::{Share, Vsock};
 pub use disk::{Disk, Format};
 pub use limit::Limit;
 pub use metrics::{MetricsConfig, MetricsFormat, MetricsTarget};
-pub use net::{Forward, Net, NetBackend, Protocol, UserBackend, UserNet, Vhost};
+pub use net::{
+    Forward, MAX_STATIONS, Net, NetBackend, Protocol, Segment, UserBackend, UserNet, Vhost,
+};
 pub use size::Size;
 pub use spectrum::{BoardKind, Choices, DiskBus, Intr, Mode, NetModel, PvFeatures};
 
@@ -350,6 +352,9 @@ pub enum ConfigError {
     /// Too many forwarded ports.
     #[error("net user: {0} ports forwarded: at most {max} can be", max = net::MAX_FORWARDS)]
     Forwards(usize),
+    /// No such station in a segment.
+    #[error("net segment: stations must be 1 to {most}, station less than that", most = net::MAX_STATIONS)]
+    Stations,
     /// A path that no socket's address can hold.
     #[error("vsock: uds {0:?}: must be a path of 1 to {MAX_UDS} bytes")]
     Uds(PathBuf),

@@ -4,10 +4,12 @@ use super::ConfigError;
 use super::disk::is_default;
 use super::fields::Fields;
 use super::limit::Limit;
+pub use devices::backend::segment::MAX_STATIONS;
 use devices::virtio::net::{MAX_PAIRS, MTUS};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// The most forwarded ports of a card.
@@ -73,6 +75,20 @@ pub enum NetBackend {
     Tap(String),
     /// The host's own network, as a program of the user reaches it.
     User(UserNet),
+    /// An Ethernet among machines of the user's.
+    Segment(Segment),
+}
+
+/// A place in an Ethernet segment (`devices::backend::segment`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// What the paths of its stations' sockets begin with.
+    pub path: PathBuf,
+    /// Which station this is.
+    pub station: u16,
+    /// How many there are.
+    pub stations: u16,
 }
 
 /// A network behind the user's own sockets.
@@ -183,6 +199,12 @@ impl From<Forward> for String {
 }
 
 impl Net {
+    /// A card, with everything else as it is by default.
+    pub fn on(backend: NetBackend) -> Self {
+        let (mac, mtu, queues, rate, ops) = (None, None, None, None, None);
+        Self { backend, mac, mtu, queues, rate, ops, vhost: Vhost::Off }
+    }
+
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.backend.validate()?;
         let net = || self.backend.name().to_owned();
@@ -200,8 +222,12 @@ impl Net {
             return refuse("rate= and ops= are for vhost=off: the kernel has no limits");
         }
         let plain = self.queues.is_none() && self.mtu.is_none() && self.vhost == Vhost::Off;
-        if self.user().is_some() && !plain {
+        let is_tap = matches!(self.backend, NetBackend::Tap(_));
+        if !is_tap && !plain {
             return refuse("queues=, mtu= and vhost= are for tap=");
+        }
+        if self.mac.is_some() && matches!(self.backend, NetBackend::Segment(_)) {
+            return refuse("mac= is not for segment=: a card's address names its station");
         }
         Ok(())
     }
@@ -223,7 +249,7 @@ impl Net {
     /// Its part of the network of the user's own sockets, if it is there.
     pub fn user(&self) -> Option<&UserNet> {
         match &self.backend {
-            NetBackend::Tap(_) => None,
+            NetBackend::Tap(_) | NetBackend::Segment(_) => None,
             NetBackend::User(user) => Some(user),
         }
     }
@@ -235,6 +261,7 @@ impl NetBackend {
         match self {
             Self::Tap(tap) => tap,
             Self::User(_) => "user",
+            Self::Segment(_) => "segment",
         }
     }
 
@@ -249,12 +276,19 @@ impl NetBackend {
                 Err(ConfigError::Forwards(user.hostfwd.len()))
             }
             Self::User(_) => Ok(()),
+            Self::Segment(segment) => {
+                let some = (1..=MAX_STATIONS).contains(&segment.stations);
+                let ok = some && segment.station < segment.stations;
+                if ok { Ok(()) } else { Err(ConfigError::Stations) }
+            }
         }
     }
 
-    fn take(fields: &mut Fields, user: bool) -> Result<Self, ConfigError> {
-        if !user {
-            return Ok(Self::Tap(fields.required("tap")?));
+    fn take(fields: &mut Fields, kind: &str) -> Result<Self, ConfigError> {
+        match kind {
+            "user" => {}
+            "segment" => return Segment::take(fields).map(Self::Segment),
+            _ => return Ok(Self::Tap(fields.required("tap")?)),
         }
         let words = [
             ("auto", UserBackend::Auto),
@@ -268,6 +302,15 @@ impl NetBackend {
         }
         let host_loopback = fields.switch("host-loopback")?.unwrap_or(false);
         Ok(Self::User(UserNet { backend, hostfwd, host_loopback }))
+    }
+}
+
+impl Segment {
+    fn take(fields: &mut Fields) -> Result<Self, ConfigError> {
+        let number = |number: Option<u32>| u16::try_from(number.unwrap_or(0)).unwrap_or(u16::MAX);
+        let path = PathBuf::from(fields.required("segment")?);
+        let station = number(fields.number("station")?);
+        Ok(Self { path, station, stations: number(fields.number("stations")?) })
     }
 }
 
@@ -288,19 +331,24 @@ fn mtu(fields: &mut Fields) -> Result<Option<u16>, ConfigError> {
     Ok(fields.number("mtu")?.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)))
 }
 
-/// `tap=NAME` or `user`, and then more fields.
+/// `tap=NAME`, `user` or `segment=PATH`, and then more fields.
 impl FromStr for Net {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let user = text.split(',').next() == Some("user");
-        let mut fields = Fields::new("net", text, if user { "user" } else { "tap" });
-        if user {
+        let first = text.split(',').next().unwrap_or_default();
+        let kind = match first.split_once('=').map_or(first, |(name, _)| name) {
+            "user" if first == "user" => "user",
+            "segment" if first != "segment" => "segment",
+            _ => "tap",
+        };
+        let mut fields = Fields::new("net", text, kind);
+        if kind == "user" {
             fields.take("user");
         }
         let vhost = [("off", Vhost::Off), ("on", Vhost::On), ("auto", Vhost::Auto)];
         let net = Self {
-            backend: NetBackend::take(&mut fields, user)?,
+            backend: NetBackend::take(&mut fields, kind)?,
             mac: fields.take("mac"),
             mtu: mtu(&mut fields)?,
             queues: fields.number("queues")?,

@@ -4,6 +4,23 @@ use super::*;
 use proptest::prelude::{any, prop_assert_eq, proptest};
 
 #[test]
+fn a_place_in_a_segment_is_one_of_so_many() {
+    let net: Net = "segment=/run/x,station=1,stations=2".parse().unwrap();
+    let segment = Segment { path: "/run/x".into(), station: 1, stations: 2 };
+    assert_eq!(net.backend, NetBackend::Segment(segment));
+    let again: Net = serde_json::from_str(&serde_json::to_string(&net).unwrap()).unwrap();
+    assert_eq!(again, net);
+    for wrong in ["station=2,stations=2", "station=0", "station=0,stations=70000", "stations=257"] {
+        let text = format!("segment=/run/x,{wrong}");
+        assert_eq!(text.parse::<Net>(), Err(ConfigError::Stations), "{wrong}");
+    }
+    for wrong in ["mac=02:00:00:00:00:01", "mtu=1500", "queues=2"] {
+        let text = format!("segment=/run/x,stations=2,{wrong}");
+        assert!(text.parse::<Net>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn sizes_are_read_and_written() {
     for (text, bytes) in
         [("512M", 512 << 20), ("2G", 2 << 30), ("4096", 4096), ("64k", 65536), ("1GiB", 1 << 30)]

@@ -50,6 +50,9 @@ pub enum Error {
     /// A user-mode network.
     #[error(transparent)]
     UserNet(#[from] devices::backend::user::UserNetError),
+    /// A segment among machines.
+    #[error(transparent)]
+    Segment(#[from] devices::backend::segment::SegmentError),
     /// A user-mode network that passt was to serve.
     #[error(transparent)]
     Passt(#[from] devices::backend::passt::PasstError),

@@ -20,7 +20,7 @@ mod usernet;
 
 pub use error::Error;
 
-use crate::config::{BoardKind, Config, Intr, MetricsTarget};
+use crate::config::{BoardKind, Config, Intr, MetricsTarget, NetBackend};
 use crate::console::input::{Input, InputSink};
 use crate::console::signals;
 use crate::console::terminal::RawTerminal;
@@ -312,6 +312,7 @@ fn needs(config: &Config, devices: &Devices, streams: bool) -> sandbox::Needs {
         control: config.control.is_some(),
         networks: devices.networks,
         streams,
+        segments: config.nets.iter().any(|net| matches!(net.backend, NetBackend::Segment(_))),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::memory::Ram;
 use crate::vm::Vm;
 use devices::backend::disk::{Disk, DiskError, Qcow2Disk, RawDisk};
 use devices::backend::prepared::Prepared;
+use devices::backend::segment::{self, Segment};
 use devices::backend::share::Share;
 use devices::backend::tap::{Queues, Tap};
 use devices::backend::user;
@@ -161,11 +162,16 @@ pub fn open_wire(
             let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(&format!("user{number}")));
             (usernet::open(user, mac, networks)?, mac)
         }
+        NetBackend::Segment(segment) => (open_segment(segment)?, segment::mac(segment.station)),
         NetBackend::Tap(name) => {
             let mac = net.mac_bytes().unwrap_or_else(|| derived_mac(name));
             (Box::new(Tap::open(name)?), mac)
         }
     })
+}
+
+fn open_segment(segment: &config::Segment) -> Result<Box<dyn net::NetBackend>, Error> {
+    Ok(Box::new(Segment::open(&segment.path, segment.station, segment.stations)?))
 }
 
 fn open_net(
@@ -181,6 +187,13 @@ fn open_net(
             options.mtu = Some(user::MTU);
             let network = usernet::open(user, options.mac, networks)?;
             card(options, vec![network])
+        }
+        NetBackend::Segment(segment) => {
+            let mut options = card_options(net, "segment")?;
+            // By its address others find the station's socket.
+            options.mac = segment::mac(segment.station);
+            options.mtu = Some(segment::MTU);
+            card(options, vec![open_segment(segment)?])
         }
         NetBackend::Tap(tap) => {
             let (pairs, fewer) = net.pairs(config.cpus);

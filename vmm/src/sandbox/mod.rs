@@ -135,6 +135,9 @@ const NETWORKS: &[i64] = &[
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
 ];
+/// Beside those, on the event loop of a machine in an Ethernet segment: its frames,
+/// and the end of its socket.
+const SEGMENTS: &[i64] = &[libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_unlink];
 /// Beside those, on the event loop of a machine with streams that were prepared:
 /// there is nothing to connect to.
 const STREAMS: &[i64] = &[libc::SYS_sendmsg, libc::SYS_shutdown];
@@ -324,6 +327,8 @@ pub struct Needs {
     pub networks: bool,
     /// Streams between the guest and this process.
     pub streams: bool,
+    /// A station of a segment.
+    pub segments: bool,
 }
 
 /// The filter of the thread that runs the event loop.
@@ -353,6 +358,9 @@ pub fn event_loop(needs: Needs) -> Filter {
     }
     if needs.streams {
         lists.push(STREAMS);
+    }
+    if needs.segments {
+        lists.push(SEGMENTS);
     }
     if needs.listening {
         lists.push(LISTENING);
@@ -457,6 +465,7 @@ mod tests {
             event_loop(Needs::default()),
             event_loop(Needs { local_sockets: true, ..Needs::default() }),
             event_loop(Needs { control: true, ..Needs::default() }),
+            event_loop(Needs { segments: true, ..Needs::default() }),
         ];
         for filter in all {
             assert_eq!(in_child(&filter, harmless), 0);

@@ -135,5 +135,5 @@ fn prepare() -> Result<(), Fault> {
     root::mount_kernel_files()?;
     make_directory(Path::new("/tmp"))?;
     mount("tmpfs", Path::new("/tmp"), "tmpfs", 0, "")?;
-    network::bring_up(None)
+    network::bring_up(&[])
 }
