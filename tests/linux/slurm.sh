@@ -64,7 +64,7 @@ node_is() { [ "$(sinfo -h -N -o %T)" = "$1" ]; }
 until_ 60 node_is idle || { cat "$place/slurmctld.log" "$place/slurmd.log" >&2; exit 1; }
 
 run() { srun --quiet "$@"; }
-vm="$microvm run --memory 256M --cpus 1"
+vm="$microvm run --memory 256M --cpus 1 --bind $place"
 state() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
 state_is() { [ "$(state "$1")" = "$2" ]; }
 code() { scontrol show job "$1" | sed -n 's/.*ExitCode=\([0-9:]*\).*/\1/p'; }

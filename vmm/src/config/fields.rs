@@ -102,7 +102,7 @@ impl<'a> Fields<'a> {
 /// plain path with a `=` in it still works.
 fn is_key(what: &str, text: &str) -> bool {
     const KEYS: &str = "path readonly serial format engine direct offset size queues rate ops \
-                        tap mac uds cid file socket every tag";
+                        tap segment mac uds cid file socket every tag";
     // Where no value has a `=`, all before it is a key, known or not.
     matches!(what, "balloon" | "rng" | "port") || KEYS.split(' ').any(|key| key == text)
 }
