@@ -53,7 +53,8 @@ pub enum Error {
     Env(String),
     /// The image names none.
     #[error(
-        "user image: the image names no user: only those of OCI and Docker do, and          what microvm build makes"
+        "user image: the image names no user: only those of OCI and Docker do, and \
+         what microvm build makes"
     )]
     User,
     /// The working directory is not an absolute path.

@@ -207,7 +207,8 @@ fn segment(config: &mut Config, launcher: &Launcher) -> Result<Option<Network>, 
     let (Some(rank), Some(size)) = (launcher.rank, launcher.size.filter(|size| *size <= most))
     else {
         return Err(Error::Ranks(format!(
-            "of more than {most}, or whose launcher does not tell their number,              have machines of their own only without a network: use --join auto"
+            "of more than {most}, or whose launcher does not tell their number, have no \
+             network between machines of their own: use --join auto"
         )));
     };
     let path = Name::of_ranks(launcher::short(&launcher.program)).path()?;
