@@ -4,7 +4,7 @@ use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
-use vmm::config::{ConfigError, Net, NetBackend, Size, UserBackend};
+use vmm::config::Size;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -109,12 +109,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
 
-    /// The job's network: none or user[,FIELD=VALUE]… [default: user]
+    /// The job's network: none, user or tap=NAME[,FIELD=VALUE]… [default: user]
     ///
     /// user reaches what the user of microvm reaches, and is reached at the
     /// ports that hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT names; see --net of
     /// microvm itself. microvm moves the packets unless backend=passt is
-    /// given.
+    /// given. tap=NAME is an interface that root has made for its user;
+    /// address=ADDRESS/PREFIX says what the job is on it, gateway=ADDRESS
+    /// where everything else is.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -194,7 +196,7 @@ pub struct RunArgs {
     #[arg(long, help_heading = "The job")]
     pub no_tty: bool,
 
-    /// Share a directory of this host; may be given more than once
+    /// Share a directory or file of this host; may be given more than once
     #[arg(short = 'B', long = "bind", value_name = "SOURCE[:TARGET[:ro]]", help_heading = "Files")]
     pub binds: Vec<job::Bind>,
 
@@ -219,25 +221,15 @@ pub struct RunArgs {
 
 /// A job's network.
 #[derive(Debug, Clone)]
-pub struct Network(Option<Net>);
+pub struct Network(Option<job::Card>);
 
 impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let mut net: Net = text.parse().map_err(|error: ConfigError| error.to_string())?;
-        match &mut net.backend {
-            NetBackend::User(user) => {
-                // One process, which leaves nothing behind.
-                if user.backend == UserBackend::Auto {
-                    user.backend = UserBackend::Internal;
-                }
-                Ok(Self(Some(net)))
-            }
-            NetBackend::Tap(_) | NetBackend::Segment(_) => Err("must be none or user".to_owned()),
+        match text {
+            "none" => Ok(Self(None)),
+            card => card.parse().map(|card| Self(Some(card))),
         }
     }
 }

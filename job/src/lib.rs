@@ -27,7 +27,7 @@ mod source;
 
 pub use error::{Error, status};
 pub use isolation::Isolation;
-pub use options::{Bind, Join, Options, User};
+pub use options::{Bind, Card, Join, Options, User};
 pub use run::{Job, Outcome, die_by};
 
 /// Tells with `--log debug` when something was done: microseconds of the host's

@@ -1,6 +1,7 @@
 //! What a user asks for when running a job: plain data.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use vmm::config;
@@ -41,7 +42,7 @@ pub struct Options {
     /// Whether there is a terminal; else as the caller's streams are.
     pub terminal: Option<bool>,
     /// The network card; `None` is none.
-    pub network: Option<config::Net>,
+    pub network: Option<Card>,
     /// What if the host does not offer all that isolates.
     pub isolation: crate::Isolation,
     /// Where the ranks of a parallel program run.
@@ -50,6 +51,76 @@ pub struct Options {
     pub name: Option<crate::named::Name>,
     /// Where the kernel's messages go.
     pub kernel_log: Option<PathBuf>,
+}
+
+/// A job's network card.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Card {
+    /// The card.
+    pub net: config::Net,
+    /// Where it is on a TAP; else it is where the user's own network has it.
+    pub place: Option<CardPlace>,
+}
+
+/// An address, as whoever made the TAP has meant it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CardPlace {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The length of its network's prefix.
+    pub prefix: u8,
+    /// The way to everywhere else.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// `user[,…]` or `tap=NAME,address=ADDRESS/PREFIX[,gateway=ADDRESS][,…]`.
+impl FromStr for Card {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut address, mut gateway, mut rest) = (None, None, Vec::new());
+        for field in text.split(',') {
+            match field.split_once('=') {
+                Some(("address", value)) => address = Some(value),
+                Some(("gateway", value)) => gateway = Some(value),
+                _ => rest.push(field),
+            }
+        }
+        let mut net: config::Net =
+            rest.join(",").parse().map_err(|error: config::ConfigError| error.to_string())?;
+        match &mut net.backend {
+            config::NetBackend::User(_) if address.or(gateway).is_some() => {
+                Err("address= and gateway= are for tap=".to_owned())
+            }
+            config::NetBackend::User(user) => {
+                // One process, which leaves nothing behind.
+                if user.backend == config::UserBackend::Auto {
+                    user.backend = config::UserBackend::Internal;
+                }
+                Ok(Self { net, place: None })
+            }
+            config::NetBackend::Tap(_) => {
+                let place = CardPlace::read(address, gateway)?;
+                Ok(Self { net, place: Some(place) })
+            }
+            config::NetBackend::Segment(_) => Err("must be none, user or tap=NAME".to_owned()),
+        }
+    }
+}
+
+impl CardPlace {
+    fn read(address: Option<&str>, gateway: Option<&str>) -> Result<Self, String> {
+        let wrong = || "tap= needs address=ADDRESS/PREFIX, like 10.0.0.2/24".to_owned();
+        let (address, prefix) = address.and_then(|text| text.split_once('/')).ok_or_else(wrong)?;
+        let gateway = gateway.map(|text| {
+            text.parse().map_err(|_| format!("gateway={text}: must be an IPv4 address"))
+        });
+        Ok(Self {
+            address: address.parse().map_err(|_| wrong())?,
+            prefix: prefix.parse().ok().filter(|n| *n <= 32).ok_or_else(wrong)?,
+            gateway: gateway.transpose()?,
+        })
+    }
 }
 
 /// Who a job is in its machine.
@@ -130,6 +201,27 @@ impl FromStr for Bind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_on_a_tap_has_a_place() {
+        let card: Card = "tap=t0,address=10.1.2.3/24,gateway=10.1.2.1,mtu=9000".parse().unwrap();
+        let place = card.place.unwrap();
+        assert_eq!((place.address.octets(), place.prefix), ([10, 1, 2, 3], 24));
+        assert_eq!(place.gateway, Some([10, 1, 2, 1].into()));
+        assert_eq!((card.net.backend.name(), card.net.mtu), ("t0", Some(9000)));
+        assert_eq!("user".parse::<Card>().unwrap().place, None);
+        for wrong in [
+            "tap=t0",
+            "tap=t0,address=10.1.2.3",
+            "tap=t0,address=10.1.2.3/33",
+            "tap=t0,address=x/8",
+            "tap=t0,address=10.1.2.3/8,gateway=x",
+            "user,address=10.1.2.3/8",
+            "segment=/x,stations=2",
+        ] {
+            assert!(wrong.parse::<Card>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn binds_are_read_as_singularity_reads_them() {

@@ -14,7 +14,7 @@ use crate::image::{FileSystem, Kind, probe};
 use crate::launcher::{self, Launcher};
 use crate::modules::Needs;
 use crate::named::Name;
-use crate::options::{Join, Options, User};
+use crate::options::{Card, CardPlace, Join, Options, User};
 use crate::shares::{self, Shared};
 use crate::source::Source;
 use crate::{Error, kernel, size};
@@ -73,10 +73,10 @@ impl Plan {
         let root = root(&mut config, &source, &options)?;
         let mut networks: Vec<Network> =
             options.network.iter().map(|card| network(&mut config, card.clone())).collect();
-        let reachable = !networks.is_empty();
+        let names = options.network.as_ref().and_then(|card| names(card, &source));
         config.shares.extend(shares.iter().enumerate().map(|(number, share)| config::Share {
             tag: tag(number),
-            path: share.source.clone(),
+            path: share.directory().to_owned(),
             readonly: share.readonly,
         }));
         let ranks = caller.launcher.as_ref();
@@ -105,7 +105,7 @@ impl Plan {
             root,
             shares: shares.iter().enumerate().map(share).collect(),
             scratch: scratch.iter().map(|path| bytes(path)).collect(),
-            files: files(caller, &source, reachable),
+            files: files(caller, &source, names),
             hostname: caller.hostname.clone(),
             networks,
             identity,
@@ -156,7 +156,13 @@ fn tag(number: usize) -> String {
 }
 
 fn share((number, share): (usize, &Shared)) -> Share {
-    Share { tag: tag(number).into_bytes(), target: bytes(&share.target), readonly: share.readonly }
+    let file = share.source.file_name().filter(|_| share.file);
+    Share {
+        tag: tag(number).into_bytes(),
+        target: bytes(&share.target),
+        readonly: share.readonly,
+        file: file.map(|name| name.as_bytes().to_vec()),
+    }
 }
 
 /// The image's disk or share, and the overlay's.
@@ -192,10 +198,27 @@ fn root(config: &mut Config, source: &Source, options: &Options) -> Result<Root,
     Ok(Root { lower, upper, writable })
 }
 
-/// A card whose other side is this host's own network, as its user reaches it.
-fn network(config: &mut Config, card: config::Net) -> Network {
-    config.nets.push(card);
-    Network { address: GUEST.octets(), prefix: 24, gateway: Some(GATEWAY.octets()) }
+/// A card on a TAP; or one whose other side is this host's own network, as its user
+/// reaches it.
+fn network(config: &mut Config, card: Card) -> Network {
+    config.nets.push(card.net);
+    match card.place {
+        None => Network { address: GUEST.octets(), prefix: 24, gateway: Some(GATEWAY.octets()) },
+        Some(CardPlace { address, prefix, gateway }) => {
+            let gateway = gateway.map(|address| address.octets());
+            Network { address: address.octets(), prefix, gateway }
+        }
+    }
+}
+
+/// What `/etc/resolv.conf` says, if it is not what the image's root has: the user's own
+/// network has a server of names, a TAP leads where the host's may be reached.
+fn names(card: &Card, source: &Source) -> Option<Vec<u8>> {
+    match card.place {
+        None => Some(resolver()),
+        Some(_) if *source == Source::Host => None,
+        Some(_) => read_small("/etc/resolv.conf"),
+    }
 }
 
 /// A card that leads to the machines of the other ranks, if there are any.
@@ -318,12 +341,10 @@ fn environment(
 }
 
 /// What the image can't know of this host, its network and this user.
-fn files(caller: &Caller, source: &Source, network: bool) -> Vec<File> {
+fn files(caller: &Caller, source: &Source, names: Option<Vec<u8>>) -> Vec<File> {
     let file = |path: &str, content, append| File { path: path.into(), content, append };
     let mut files = Vec::new();
-    if network {
-        files.push(file("/etc/resolv.conf", resolver(), false));
-    }
+    files.extend(names.map(|names| file("/etc/resolv.conf", names, false)));
     if *source == Source::Host {
         return files;
     }

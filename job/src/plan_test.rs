@@ -157,6 +157,11 @@ fn where_a_job_starts() {
 fn a_network_is_a_card_with_an_address_and_a_server_of_names() {
     let mut wanted = options("host", &["x"]);
     wanted.network = Some("user".parse().unwrap());
+    let mut on_tap = wanted.clone();
+    on_tap.network = Some("tap=t0,address=10.1.2.3/24".parse().unwrap());
+    let plan = make(on_tap, &caller(), None, &mut Unseen).unwrap();
+    assert_eq!(plan.spec.networks[0].address, [10, 1, 2, 3]);
+    assert_eq!(plan.spec.networks[0].gateway, None);
     let plan = make(wanted, &caller(), None, &mut Unseen).unwrap();
     assert_eq!(plan.config.nets.len(), 1);
     assert_eq!(plan.spec.networks.first().map(|net| net.address), Some([10, 0, 2, 15]));

@@ -23,6 +23,18 @@ pub struct Shared {
     pub readonly: bool,
     /// Whether the job can do without it.
     pub optional: bool,
+    /// It is a file: the machine gets the directory that it is in, the job the file.
+    pub file: bool,
+}
+
+impl Shared {
+    /// The directory that the machine gets.
+    pub fn directory(&self) -> &Path {
+        match self.source.parent() {
+            Some(parent) if self.file => parent,
+            _ => &self.source,
+        }
+    }
 }
 
 /// What is shared, in the order in which it is mounted, and what is empty and held
@@ -68,14 +80,21 @@ pub fn choose(
 }
 
 fn same(path: &Path) -> Shared {
-    Shared { source: path.to_owned(), target: path.to_owned(), readonly: false, optional: true }
+    Shared {
+        source: path.to_owned(),
+        target: path.to_owned(),
+        readonly: false,
+        optional: true,
+        file: false,
+    }
 }
 
 fn explicit(bind: &crate::options::Bind) -> Result<Shared, Error> {
     let refused = |reason: String| Error::Bind { path: bind.source.clone(), reason };
     let source = bind.source.canonicalize().map_err(|e| refused(vmm::plain(&e)))?;
-    if !source.is_dir() {
-        return Err(refused("is no directory: bind the one that it is in".to_owned()));
+    let file = source.is_file();
+    if !file && !source.is_dir() {
+        return Err(refused("is neither a directory nor a file".to_owned()));
     }
     // A relative target is the source's own place.
     let target = match bind.target.is_absolute() {
@@ -87,7 +106,7 @@ fn explicit(bind: &crate::options::Bind) -> Result<Shared, Error> {
     if dots || target == Path::new("/") {
         return Err(refused(format!("can't be at {}", target.display())));
     }
-    Ok(Shared { source, target, readonly: bind.readonly, optional: false })
+    Ok(Shared { source, target, readonly: bind.readonly, optional: false, file })
 }
 
 fn is_users(directory: &Path) -> bool {
@@ -161,9 +180,12 @@ mod tests {
         };
         let all = targets(&with(path.clone(), "/mnt", true), &caller("/", "/"));
         assert_eq!(all, ["/mnt"]);
+        let options = with(path.join("file"), "/etc/one", true);
+        let (shares, _) = choose(&options, &caller("/", "/"), &Source::Host).unwrap();
+        assert!(shares[0].file && shares[0].directory() == path);
         for (source, target) in [
             (path.join("none"), "/mnt"),
-            (path.join("file"), "/mnt"),
+            ("/dev/null".into(), "/mnt"),
             (path.clone(), "/"),
             (path.clone(), "/a/../.."),
             (path.clone(), "mnt"),

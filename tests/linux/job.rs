@@ -29,6 +29,7 @@ pub fn tests() -> Vec<Trial> {
         trial("job::descriptors_that_are_closed_stay_closed", closed),
         trial("job::the_end_of_one_stream_is_the_end_of_the_other", ends),
         trial("job::changes_are_kept_in_an_overlay_and_nowhere_else", overlay),
+        trial("job::a_tap_is_a_network_of_its_own", tap),
         trial("job::an_image_that_was_built_holds_what_it_was_built_from", built),
         trial("job::nothing_is_left_when_the_runner_is_killed", killed),
         trial("job::what_cannot_be_run_is_told", refused),
@@ -406,6 +407,39 @@ fn ends() -> Verdict {
     Ok(Completion::Completed)
 }
 
+fn tap() -> Verdict {
+    let ip = |words: &str| {
+        Command::new("ip").args(words.split(' ')).status().is_ok_and(|status| status.success())
+    };
+    // SAFETY: has no preconditions.
+    if unsafe { libc::geteuid() } != 0 || !ip("tuntap add jobtap0 mode tap") {
+        return Ok(Completion::ignored_with("no TAP can be made here"));
+    }
+    let result = on_tap(ip);
+    ip("link del jobtap0");
+    result
+}
+
+fn on_tap(ip: impl Fn(&str) -> bool) -> Verdict {
+    if !ip("addr add 10.98.0.1/24 dev jobtap0") || !ip("link set jobtap0 up") {
+        return Err("the TAP has no address".into());
+    }
+    let kit = Kit::new()?;
+    let server = TcpListener::bind("10.98.0.1:0")?;
+    let port = server.local_addr()?.port().to_string();
+    thread::spawn(move || server.accept().map(|(mut client, _)| client.write_all(b"served\n")));
+    let script = "nc 10.98.0.1 $PORT </dev/null; ip route | cut -d' ' -f1-3";
+    let net = "tap=jobtap0,address=10.98.0.2/24,gateway=10.98.0.1";
+    let mut job = kit.run(&["--contain", "--net", net], kit::root(), &["sh", "-c", script]);
+    job.env("PORT", port);
+    let job = complete(job, Vec::new())?;
+    let told = String::from_utf8_lossy(&job.stdout).into_owned();
+    if told != "served\ndefault via 10.98.0.1\n10.98.0.0/24 dev eth0\n" || job.status != 0 {
+        return Err(format!("{:#x} {told}{}", job.status, job.stderr).into());
+    }
+    Ok(Completion::Completed)
+}
+
 fn overlay() -> Verdict {
     let kit = Kit::new()?;
     let (image, data) = (kit.path("over.ext4"), kit.path("data"));
@@ -423,15 +457,28 @@ fn overlay() -> Verdict {
     let port = server.local_addr()?.port();
     thread::spawn(move || server.accept().map(|(mut client, _)| client.write_all(b"served\n")));
     let network = "user,host-loopback=on";
-    let options =
-        ["--contain", "--bind", &bind, "--overlay", &over, "--pwd", "/opt", "--net", network];
-    let contained = "nc 10.0.2.2 $PORT </dev/null; head -1 /etc/resolv.conf; pwd; cat data/in; echo; echo x >data/out || echo read-only; ls /tmp | wc -l; \
+    let one = format!("{}:/opt/one:ro", data.join("in").display());
+    let options = [
+        "--contain",
+        "--bind",
+        &bind,
+        "--bind",
+        &one,
+        "--overlay",
+        &over,
+        "--pwd",
+        "/opt",
+        "--net",
+        network,
+    ];
+    let contained = "nc 10.0.2.2 $PORT </dev/null; head -1 /etc/resolv.conf; pwd; cat data/in; echo; cat one; echo; (echo x >data/out; echo x >one) || echo read-only; ls; ls /tmp | wc -l; \
         echo kept >/etc/kept && cat /etc/kept; echo y >/tmp/scratch && echo scratch";
     let mut first = kit.run(&options, kit::root(), &["sh", "-c", contained]);
     first.env("PORT", port.to_string());
     let job = complete(first, Vec::new())?;
     let first = String::from_utf8_lossy(&job.stdout).into_owned();
-    if first != "served\nnameserver 10.0.2.3\n/opt\ninput\nread-only\n0\nkept\nscratch\n"
+    if first
+        != "served\nnameserver 10.0.2.3\n/opt\ninput\ninput\nread-only\ndata\none\n0\nkept\nscratch\n"
         || job.status != 0
     {
         return Err(format!("{first}{}", job.stderr).into());

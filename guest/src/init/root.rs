@@ -24,6 +24,9 @@ use std::path::Path;
 /// Of directories of the host: neither devices nor set-user-ID programs.
 const SAFE: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
+/// Where a directory is for as long as one file of it is taken.
+const ASIDE: &str = "/run/bind";
+
 /// Where the initramfs has modules, for a kernel that needs them, and their order.
 const MODULES: &str = "/modules";
 /// `MODULE_INIT_COMPRESSED_FILE` of `linux/module.h`.
@@ -150,11 +153,39 @@ pub fn mount_kernel_files() -> Result<(), Fault> {
 
 fn mount_share(share: &Share) -> Result<(), Fault> {
     let target = path_of(&share.target);
+    let flags = SAFE | if share.readonly { libc::MS_RDONLY } else { 0 };
+    if let Some(name) = &share.file {
+        return mount_file(share, path_of(name), target, flags);
+    }
     if !target.is_dir() {
         make_directory(target)?;
     }
-    let readonly = if share.readonly { libc::MS_RDONLY } else { 0 };
-    mount(text_of(&share.tag)?, target, "virtiofs", SAFE | readonly, "")
+    mount(text_of(&share.tag)?, target, "virtiofs", flags, "")
+}
+
+/// A file, of a directory that is out of sight.
+fn mount_file(
+    share: &Share,
+    name: &Path,
+    target: &Path,
+    flags: libc::c_ulong,
+) -> Result<(), Fault> {
+    if !target.exists() {
+        target.parent().map_or(Ok(()), make_directory)?;
+        fs::File::create(target).about(target.display())?;
+    }
+    let aside = Path::new(ASIDE);
+    make_directory(aside)?;
+    mount(text_of(&share.tag)?, aside, "virtiofs", flags, "")?;
+    let file = aside.join(name);
+    let Some(file) = file.to_str() else {
+        return Err(Fault("a name that is no text".to_owned()));
+    };
+    let mounted = mount(file, target, "", libc::MS_BIND, "");
+    // SAFETY: the path ends with NUL. The file stays where it is mounted.
+    check(unsafe { libc::umount2(c"/run/bind".as_ptr(), libc::MNT_DETACH) }).about(ASIDE)?;
+    fs::remove_dir(aside).about(ASIDE)?;
+    mounted
 }
 
 fn put_file(file: &File) -> Result<(), Fault> {

@@ -93,6 +93,8 @@ pub struct Share {
     pub target: Vec<u8>,
     /// Whether nothing may be changed.
     pub readonly: bool,
+    /// The one file of it that is mounted; else the whole directory is.
+    pub file: Option<Vec<u8>>,
 }
 
 /// A file of the root file system.
@@ -189,6 +191,7 @@ impl Spec {
             to.bytes(&share.tag);
             to.bytes(&share.target);
             to.bool(share.readonly);
+            to.option(&share.file, |to, name| to.bytes(name));
         });
         to.list(&self.scratch, |to, path| to.bytes(path));
         to.list(&self.files, |to, file| {
@@ -218,7 +221,7 @@ impl Spec {
             root: Root::read(from)?,
             shares: from.list(|from| {
                 let (tag, target) = (from.bytes()?, from.bytes()?);
-                Ok(Share { tag, target, readonly: from.bool()? })
+                Ok(Share { tag, target, readonly: from.bool()?, file: from.option(Reader::bytes)? })
             })?,
             scratch: from.list(Reader::bytes)?,
             files: from.list(|from| {

@@ -53,7 +53,7 @@ fn streams() -> impl Strategy<Value = Streams> {
 }
 
 fn spec() -> impl Strategy<Value = Spec> {
-    let share = (word(), word(), any::<bool>());
+    let share = (word(), word(), any::<bool>(), prop::option::of(word()));
     let file = (word(), word(), any::<bool>());
     let places = (
         root(),
@@ -73,7 +73,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             root,
             shares: shares
                 .into_iter()
-                .map(|(tag, target, readonly)| Share { tag, target, readonly })
+                .map(|(tag, target, readonly, file)| Share { tag, target, readonly, file })
                 .collect(),
             scratch,
             files: files
