@@ -51,11 +51,7 @@ impl ExecArgs {
             arguments: self.arguments,
             env: self.env,
             pwd: self.pwd,
-            terminal: match (self.tty, self.no_tty) {
-                (true, _) => Some(true),
-                (false, true) => Some(false),
-                (false, false) => None,
-            },
+            terminal: crate::run::wanted_terminal(self.tty, self.no_tty),
         }
     }
 }

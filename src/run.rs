@@ -234,6 +234,11 @@ impl FromStr for Network {
     }
 }
 
+/// What `--tty` and `--no-tty` say together.
+pub fn wanted_terminal(tty: bool, no_tty: bool) -> Option<bool> {
+    (tty || no_tty).then_some(tty)
+}
+
 impl RunArgs {
     /// The job that these options ask for.
     pub fn into_options(self) -> job::Options {
@@ -255,11 +260,7 @@ impl RunArgs {
             contain: self.contain,
             writable_tmpfs: self.writable_tmpfs,
             overlay: self.overlay,
-            terminal: match (self.tty, self.no_tty) {
-                (true, _) => Some(true),
-                (false, true) => Some(false),
-                (false, false) => None,
-            },
+            terminal: wanted_terminal(self.tty, self.no_tty),
             network: self.net.0,
             isolation: self.isolation,
             join: self.join,

@@ -1,5 +1,6 @@
 //! Who runs the job: what a process has from whoever started it.
 
+use crate::Error;
 use crate::launcher::Launcher;
 use guest::protocol::{Identity, Limit};
 use std::ffi::OsString;
@@ -99,6 +100,20 @@ impl Caller {
                 .to_vec(),
             lines,
         })
+    }
+}
+
+impl Caller {
+    /// The variable that `NAME=VALUE` sets, or `NAME` takes of the caller's.
+    pub fn variable(&self, entry: &str) -> Result<(OsString, OsString), Error> {
+        match entry.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+            Some(_) => Err(Error::Env(entry.to_owned())),
+            None => {
+                let found = self.environment.iter().find(|(name, _)| name == entry);
+                found.cloned().ok_or_else(|| Error::Env(entry.to_owned()))
+            }
+        }
     }
 }
 

@@ -96,20 +96,13 @@ pub fn beside(name: &Name, spec: Spec, rewinds: bool, side: Side) -> Result<Besi
 }
 
 fn spec(options: &Options, caller: &Caller) -> Result<Spec, Error> {
-    let value = |name: &str| caller.environment.iter().find(|(n, _)| n == name).map(|(_, v)| v);
-    let entry = |name: &str, value: &[u8]| [name.as_bytes(), b"=", value].concat();
+    let entry =
+        |(name, value): (OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
     let mut environment = Vec::new();
-    let term = value("TERM").filter(|_| options.terminal != Some(false));
-    environment.extend(term.map(|term| entry("TERM", term.as_bytes())));
+    let term = caller.variable("TERM").ok().filter(|_| options.terminal != Some(false));
+    environment.extend(term.map(entry));
     for given in &options.env {
-        environment.push(match given.split_once('=') {
-            Some((name, _)) if !name.is_empty() => given.clone().into_bytes(),
-            Some(_) => return Err(Error::Env(given.clone())),
-            None => {
-                let value = value(given).ok_or_else(|| Error::Env(given.clone()))?;
-                entry(given, value.as_bytes())
-            }
-        });
+        environment.push(entry(caller.variable(given)?));
     }
     let (directory, directory_required) = match &options.pwd {
         Some(pwd) if !pwd.is_absolute() => return Err(Error::Pwd(pwd.clone())),

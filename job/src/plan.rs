@@ -326,14 +326,8 @@ fn environment(
         }
     }
     for entry in &options.env {
-        match entry.split_once('=') {
-            Some((name, value)) if !name.is_empty() => set(name.as_ref(), value.as_ref()),
-            _ => {
-                let found = caller.environment.iter().find(|(name, _)| name == entry.as_str());
-                let (name, value) = found.ok_or_else(|| Error::Env(entry.clone()))?;
-                set(name, value);
-            }
-        }
+        let (name, value) = caller.variable(entry)?;
+        set(&name, &value);
     }
     let joined =
         |(name, value): (OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();

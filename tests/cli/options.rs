@@ -197,7 +197,11 @@ fn what_is_wrong_with_a_job_is_told_with_a_status_of_its_own() {
     for (words, part) in [
         (&["run"][..], "IMAGE"),
         (&["run", "--cpus", "x", "host", "true"], "--cpus"),
-        (&["run", "--net", "tap=t0", "host", "true"], "none or user"),
+        (&["run", "--net", "tap=t0", "host", "true"], "address=ADDRESS/PREFIX"),
+        (&["run", "--net", "segment=/x,stations=2", "host", "true"], "none, user or tap"),
+        (&["run", "--join", "some", "host", "true"], "auto or never"),
+        (&["run", "--user", "me", "host", "true"], "caller or image"),
+        (&["run", "--kernel", kernel, "--user", "image", "host", "true"], "names no user"),
         (&["run", "--bind", "/:/x:rx", "host", "true"], "ro or rw"),
         (&["run", "--isolation", "some", "host", "true"], "strict"),
         (&["run", "--kernel", kernel, "/nonexistent/image", "true"], "/nonexistent/image"),
