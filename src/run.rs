@@ -89,12 +89,12 @@ pub struct RunArgs {
     #[arg(verbatim_doc_comment, long, value_name = "NAME", help_heading = "The job")]
     pub name: Option<job::named::Name>,
 
-    /// Where the ranks of a parallel program run: auto or never [default: auto]
+    /// Where ranks of a parallel program run: auto or never [default: auto]
     ///
-    /// auto runs all ranks of a host in one machine, a process each, where they
-    /// share memory; never gives each a machine of its own. A rank is known by
-    /// what mpirun or srun gives to it (PMI_FD, PMIX_SERVER_URI); what has
-    /// nothing of that has its own machine.
+    /// auto runs all ranks of a host in one machine, a process each, where
+    /// they share memory; never gives each a machine of its own. A rank is
+    /// known by what mpirun or srun gives to it (PMI_FD, PMIX_SERVER_URI);
+    /// what has nothing of that has its own machine.
     #[arg(
         verbatim_doc_comment,
         long,
@@ -109,9 +109,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
 
-    /// The job's network: none, user or tap=NAME[,FIELD=VALUE]… [default: user]
+    /// The job's network: none, user[,FIELD=VALUE]… or tap=NAME,FIELD=VALUE…
     ///
-    /// user reaches what the user of microvm reaches, and is reached at the
+    /// user, the default, reaches what you reach, and is reached at the
     /// ports that hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT names; see --net of
     /// microvm itself. microvm moves the packets unless backend=passt is
     /// given. tap=NAME is an interface that root has made for its user;
