@@ -67,7 +67,24 @@ fn measured() -> Verdict {
 const SLEPT: &str = "it took too long";
 
 /// One mode's report; and its page.
+///
+/// A guest that is not told that it is one checks its timer within milliseconds, and
+/// panics where an emulated host lets them pass without a turn for it: in such a host
+/// it has a second try, which is told.
 fn measure(mode: &str, page: &Path) -> Result<Value, String> {
+    match try_measure(mode, page) {
+        Err(told) if told.contains(PANICKED) && std::env::var_os(rig::IN_RIG).is_some() => {
+            eprintln!("once more: {told}");
+            try_measure(mode, page)
+        }
+        other => other,
+    }
+}
+
+/// What is said of a guest that has panicked, with the time of a first tick.
+const PANICKED: &str = "guest kernel panicked; the console's last line: [    0.00";
+
+fn try_measure(mode: &str, page: &Path) -> Result<Value, String> {
     let output = Command::new(env!("CARGO_BIN_EXE_microvm"))
         .args(["spectrum", "--measure", "--quick", "--json", "--modes", mode])
         .arg("--html")
