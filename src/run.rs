@@ -109,6 +109,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", help_heading = "The machine")]
     pub kernel_log: Option<PathBuf>,
 
+    /// Report counters of devices, queues and vCPUs; as microvm --metrics
+    #[arg(long, value_name = "file=PATH|socket=PATH[,…]", help_heading = "The machine")]
+    pub metrics: Option<vmm::config::MetricsConfig>,
+
     /// The job's network: none, user[,FIELD=VALUE]… or tap=NAME,FIELD=VALUE…
     ///
     /// user, the default, reaches what you reach, and is reached at the
@@ -266,6 +270,7 @@ impl RunArgs {
             join: self.join,
             name: self.name,
             kernel_log: self.kernel_log,
+            metrics: self.metrics,
         }
     }
 }

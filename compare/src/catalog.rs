@@ -9,6 +9,12 @@ pub enum Unit {
     Rate,
     /// In a second; more is better.
     PerSecond,
+    /// In a second; less is better.
+    Frequency,
+    /// For each operation; less is better.
+    Each,
+    /// Instances in a GiB; more is better.
+    PerGib,
     /// KiB; less is better.
     Kibibytes,
     /// Percent; less is better.
@@ -20,7 +26,7 @@ pub enum Unit {
 impl Unit {
     /// Whether more of it is better.
     pub fn more_is_better(self) -> bool {
-        matches!(self, Self::Rate | Self::PerSecond)
+        matches!(self, Self::Rate | Self::PerSecond | Self::PerGib)
     }
 
     /// A value for people, with three digits that count.
@@ -34,7 +40,9 @@ impl Unit {
             Self::Nanoseconds => scaled(&[(1.0, "ns"), (1e3, "µs"), (1e6, "ms"), (1e9, "s")]),
             Self::Kibibytes => scaled(&[(1.0, "KiB"), (1024.0, "MiB"), (1_048_576.0, "GiB")]),
             Self::Rate => scaled(&[(1.0, "MiB/s"), (1024.0, "GiB/s")]),
-            Self::PerSecond => format!("{} /s", digits(value)),
+            Self::PerSecond | Self::Frequency => format!("{} /s", digits(value)),
+            Self::Each => digits(value),
+            Self::PerGib => format!("{} /GiB", digits(value)),
             Self::Percent => format!("{} %", digits(value)),
             Self::Count => format!("{value:.0}"),
         }
@@ -78,14 +86,27 @@ pub enum Group {
     Disk,
     /// The agent's `net`.
     Net,
+    /// Two processes of MPI.
+    Mpi,
+    /// How often a machine leaves its guest.
+    Exits,
     /// What of the host's interface is used.
     Surface,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Start, Self::Memory, Self::Kernel, Self::Load, Self::Disk, Self::Net, Self::Surface];
+    pub const ALL: [Self; 9] = [
+        Self::Start,
+        Self::Memory,
+        Self::Kernel,
+        Self::Load,
+        Self::Disk,
+        Self::Net,
+        Self::Mpi,
+        Self::Exits,
+        Self::Surface,
+    ];
 
     /// What people read.
     pub fn title(self) -> &'static str {
@@ -96,6 +117,8 @@ impl Group {
             Self::Load => "Processor and memory",
             Self::Disk => "Disk",
             Self::Net => "Network, its own loopback",
+            Self::Mpi => "MPI, two processes in it",
+            Self::Exits => "Exits from the guest",
             Self::Surface => "The host's interface, as used",
         }
     }
@@ -107,7 +130,7 @@ impl Group {
             Self::Load => Some("load"),
             Self::Disk => Some("disk"),
             Self::Net => Some("net"),
-            Self::Start | Self::Memory | Self::Surface => None,
+            Self::Start | Self::Memory | Self::Mpi | Self::Exits | Self::Surface => None,
         }
     }
 }
@@ -126,6 +149,7 @@ pub const METRICS: &[Metric] = &[
     metric("command", "the command, start to end", Unit::Nanoseconds, Group::Start),
     metric("memory_pss", "its processes (PSS)", Unit::Kibibytes, Group::Memory),
     metric("memory_host", "less free on the host", Unit::Kibibytes, Group::Memory),
+    metric("density", "instances, by that", Unit::PerGib, Group::Memory),
     metric("getpid", "getpid", Unit::Nanoseconds, Group::Kernel),
     metric("clock", "clock_gettime", Unit::Nanoseconds, Group::Kernel),
     metric("read", "read of a byte, /dev/zero", Unit::Nanoseconds, Group::Kernel),
@@ -153,6 +177,19 @@ pub const METRICS: &[Metric] = &[
     metric("net_round_trip", "TCP, a byte there and back", Unit::Nanoseconds, Group::Net),
     metric("net_connect", "TCP, connection made and ended", Unit::Nanoseconds, Group::Net),
     metric("net_stream", "TCP, stream", Unit::Rate, Group::Net),
+    metric("mpi_round_trip", "a byte there and back", Unit::Nanoseconds, Group::Mpi),
+    metric("mpi_stream", "messages of 1 MiB", Unit::Rate, Group::Mpi),
+    metric("exits_boot", "to the program's first line", Unit::Count, Group::Exits),
+    metric("exits_boot_user", "of them, to microvm", Unit::Count, Group::Exits),
+    metric("exits_idle", "while it sleeps", Unit::Frequency, Group::Exits),
+    metric("exits_busy", "while it computes", Unit::Frequency, Group::Exits),
+    metric("exits_getpid", "for a getpid", Unit::Each, Group::Exits),
+    metric("exits_page_fault", "for a page fault", Unit::Each, Group::Exits),
+    metric("exits_switch", "for a context switch", Unit::Each, Group::Exits),
+    metric("exits_timer", "for a sleep of 1 ms", Unit::Each, Group::Exits),
+    metric("exits_disk_read", "for a read of 4 KiB", Unit::Each, Group::Exits),
+    metric("exits_disk_read_user", "of them, to microvm", Unit::Each, Group::Exits),
+    metric("exits_disk_fsync", "for a write and fdatasync", Unit::Each, Group::Exits),
     metric("calls_start", "host system calls to start and end", Unit::Count, Group::Surface),
     metric("kinds_start", "kinds of them", Unit::Count, Group::Surface),
     metric("kinds_work", "kinds of them, a program makes 154", Unit::Count, Group::Surface),
@@ -241,6 +278,9 @@ mod tests {
             (Unit::Rate, 2048.0, "2.00 GiB/s"),
             (Unit::Percent, 1.5, "1.50 %"),
             (Unit::Count, 12.0, "12"),
+            (Unit::Each, 0.123, "0.12"),
+            (Unit::Frequency, 250.0, "250 /s"),
+            (Unit::PerGib, 99.95, "100 /GiB"),
         ] {
             assert_eq!(unit.show(value), text);
         }

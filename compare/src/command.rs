@@ -25,8 +25,12 @@ pub const DISK: &str = "DISK";
 pub enum Work<'a> {
     /// The agent.
     Agent(&'a [&'a str]),
+    /// The agent in a machine whose counters can be read meanwhile.
+    Counted(&'a [&'a str]),
     /// A program of the host's.
     Command(&'a [String]),
+    /// One that starts two others, in machines with two processors.
+    Parallel(&'a [String]),
 }
 
 /// What all subjects are started with.
@@ -57,6 +61,15 @@ impl Workshop {
         Ok(Self { place, microvm, kernel, groups, counter: Cell::new(0) })
     }
 
+    /// The socket where a machine that is [`Work::Counted`] tells its counters.
+    pub fn counters(&self) -> PathBuf {
+        self.place.path().join("counters")
+    }
+
+    fn metrics(&self) -> String {
+        format!("socket={}", self.counters().display())
+    }
+
     fn next(&self) -> u32 {
         self.counter.set(self.counter.get() + 1);
         self.counter.get()
@@ -81,10 +94,10 @@ impl Workshop {
     /// The program and its words where the host's files are seen.
     fn on_host(&self, work: Work) -> Result<(PathBuf, Vec<String>), Error> {
         match work {
-            Work::Agent(words) => {
+            Work::Agent(words) | Work::Counted(words) => {
                 Ok((self.place.agent(), placed(words, &self.place.scratch().to_string_lossy())))
             }
-            Work::Command(words) => {
+            Work::Command(words) | Work::Parallel(words) => {
                 let (program, rest) = words.split_first().ok_or_else(|| cannot("no command"))?;
                 let found = find_command(program)
                     .ok_or_else(|| cannot(format!("{program}: no such program")))?;
@@ -96,14 +109,18 @@ impl Workshop {
     fn namespaces(&self, subject: Subject, work: Work) -> Result<Order, Error> {
         let own_root = subject.namespaces() & libc::CLONE_NEWNS as u64 != 0;
         let (program, words) = match work {
-            Work::Agent(words) if own_root => (PathBuf::from("/agent"), placed(words, "/scratch")),
+            Work::Agent(words) | Work::Counted(words) if own_root => {
+                (PathBuf::from("/agent"), placed(words, "/scratch"))
+            }
             _ => self.on_host(work)?,
         };
         let mut order = Order::new(&program, words).map_err(Error::host("arguments"))?;
         let rootfs = self.place.rootfs();
         let setup = match work {
-            Work::Agent(_) => Setup::new(subject, &rootfs, &rootfs, Path::new("/")),
-            Work::Command(_) => {
+            Work::Agent(_) | Work::Counted(_) => {
+                Setup::new(subject, &rootfs, &rootfs, Path::new("/"))
+            }
+            Work::Command(_) | Work::Parallel(_) => {
                 let here = env::current_dir().unwrap_or_else(|_| "/".into());
                 Setup::new(subject, Path::new("/"), &self.place.mount(), &here)
             }
@@ -118,22 +135,29 @@ impl Workshop {
 
     fn job(&self, work: Work) -> Result<Order, Error> {
         let kernel = self.kernel.clone().map_err(Error::Subject)?;
+        let (memory, cpus) = match work {
+            Work::Parallel(_) => ("512M", "2"),
+            _ => (MEMORY, "1"),
+        };
         let mut words: Vec<String> = [
             "run",
             "--kernel",
             &kernel.to_string_lossy(),
             "--memory",
-            MEMORY,
+            memory,
             "--cpus",
-            "1",
+            cpus,
             "--net",
             "none",
             "--exec",
         ]
         .map(str::to_owned)
         .into();
+        if let Work::Counted(_) = work {
+            words.extend(["--metrics".to_owned(), self.metrics()]);
+        }
         match work {
-            Work::Agent(agent) => {
+            Work::Agent(agent) | Work::Counted(agent) => {
                 let bind = format!("{}:/scratch", self.place.scratch().display());
                 words.extend(["--contain".to_owned(), "--bind".to_owned(), bind]);
                 words.extend([
@@ -142,7 +166,11 @@ impl Workshop {
                 ]);
                 words.extend(placed(agent, "/scratch"));
             }
-            Work::Command(command) => {
+            Work::Command(command) | Work::Parallel(command) => {
+                if let Work::Parallel(_) = work {
+                    let here = self.place.path().display();
+                    words.extend(["--bind".to_owned(), format!("{here}:{here}")]);
+                }
                 words.push("host".to_owned());
                 words.extend_from_slice(command);
             }
@@ -152,7 +180,7 @@ impl Workshop {
 
     fn machine(&self, mode: &str, work: Work) -> Result<Order, Error> {
         let kernel = self.kernel.clone().map_err(Error::Subject)?;
-        let Work::Agent(agent) = work else {
+        let (Work::Agent(agent) | Work::Counted(agent)) = work else {
             return Err(cannot("its guest has no programs of the host's: see vm:job"));
         };
         // What has no meaning to Linux behind `--` is init's.
@@ -162,6 +190,11 @@ impl Workshop {
             // Many machines at once have it.
             disk.push(",readonly=on");
         }
+        let metrics = self.metrics();
+        let counted: &[&OsStr] = match work {
+            Work::Counted(_) => &["--metrics".as_ref(), metrics.as_ref()],
+            _ => &[],
+        };
         let words: [&OsStr; 14] = [
             "--mode".as_ref(),
             mode.as_ref(),
@@ -178,7 +211,7 @@ impl Workshop {
             "--log".as_ref(),
             "error".as_ref(),
         ];
-        Order::new(&self.microvm, words).map_err(Error::host("arguments"))
+        Order::new(&self.microvm, words.iter().chain(counted)).map_err(Error::host("arguments"))
     }
 
     fn tool(&self, tool: Tool, work: Work) -> Result<Order, Error> {
@@ -187,8 +220,10 @@ impl Workshop {
         let rootfs = place.rootfs().to_string_lossy().into_owned();
         let mut words: Vec<String> = Vec::new();
         let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
-        let Work::Agent(agent) = work else {
-            let Work::Command(command) = work else { return Err(cannot("nothing to do")) };
+        let (Work::Agent(agent) | Work::Counted(agent)) = work else {
+            let (Work::Command(command) | Work::Parallel(command)) = work else {
+                return Err(cannot("nothing to do"));
+            };
             if tool != Tool::Bwrap {
                 return Err(cannot("it needs an image: bwrap and ns:all run the host's programs"));
             }

@@ -2,19 +2,19 @@
 //!
 //! Subjects take turns: whatever the host does meanwhile happens to all of them.
 
+mod steps;
+
 use crate::Error;
 use crate::catalog::{Group, METRICS, Metric, PROBES};
 use crate::command::{DISK, Work, Workshop};
+use crate::host;
 use crate::isolate::{self, Witnesses};
-use crate::namespaces::ALLOWED;
 use crate::report::{Column, Report, VERSION, Value};
 use crate::spawn::{Child, Ended, Signals, end_others, last_words};
 use crate::subject::Subject;
-use crate::{host, memory, surface};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vmm::sandbox::{self, Needs, VcpuNeeds};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +149,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&mut self, options: &Options) -> Result<(), Error> {
-        let phases = 7 + self.amounts.rounds + usize::from(!options.command.is_empty());
+        let phases = 9 + self.amounts.rounds + usize::from(!options.command.is_empty());
         self.all = phases * self.entries.len();
         self.each("trial", Self::trial)?;
         self.starts(Work::Agent(&["hello"]), ["start_exec", "start_exit"])?;
@@ -159,6 +159,8 @@ impl Run<'_> {
         self.each("starts a second", Self::rate)?;
         self.each("memory", Self::memory)?;
         self.rounds()?;
+        self.mpi()?;
+        self.each("exits", Self::exits)?;
         self.each("host's interface", Self::surface)?;
         self.isolation()?;
         self.complete(!options.command.is_empty());
@@ -316,109 +318,6 @@ impl Run<'_> {
         Ok((Some(ready), boot, ended.took))
     }
 
-    /// Starts a second: one at a time, and as many at once as there are processors.
-    fn rate(&mut self, subject: Subject, column: &mut Column) -> Result<(), Error> {
-        for (name, at_once) in [("starts_1", 1), ("starts_n", host::processors())] {
-            let known = column.values.get("starts_1");
-            if at_once == 1
-                && let Some(known) = known.cloned()
-            {
-                column.add(name, known);
-                continue;
-            }
-            let value = match self.starts_a_second(subject, at_once) {
-                Ok(rate) => Value::Samples(vec![rate]),
-                Err(Error::Subject(why)) => Value::Missing(why),
-                Err(other) => return Err(other),
-            };
-            column.add(name, value);
-        }
-        end_others(&[]);
-        Ok(())
-    }
-
-    fn starts_a_second(&self, subject: Subject, at_once: usize) -> Result<f64, Error> {
-        let start = Instant::now();
-        let until = start + self.amounts.rate;
-        let mut running: Vec<Child> = Vec::new();
-        let mut count = 0;
-        loop {
-            while running.len() < at_once
-                && (Instant::now() < until || count + running.len() < at_once)
-            {
-                let order = self.workshop.order(subject, Work::Agent(&["hello"]))?;
-                let mut child = Child::start(order).map_err(Error::Subject)?;
-                child.let_go();
-                running.push(child);
-            }
-            if running.is_empty() {
-                break;
-            }
-            let fds: Vec<_> = running.iter().map(Child::end_fd).collect();
-            let ready = self.signals.wait(&fds, start + LIMIT)?;
-            if !ready.contains(&true) && start.elapsed() > LIMIT {
-                return Err(Error::Subject("does not end".to_owned()));
-            }
-            running.retain_mut(|child| {
-                let over = child.reap(Instant::now());
-                count += usize::from(over);
-                !over
-            });
-        }
-        Ok(count as f64 / start.elapsed().as_secs_f64())
-    }
-
-    /// Holds some instances, and looks what they take.
-    fn memory(&mut self, subject: Subject, column: &mut Column) -> Result<(), Error> {
-        let mut held = Vec::new();
-        let result = self.hold(subject, &mut held, column);
-        // Those that hear of it end by themselves, and take with them what is theirs.
-        for child in &mut held {
-            child.let_go();
-        }
-        if !matches!(subject, Subject::Mode(_)) {
-            for child in held.drain(..) {
-                let _ = child.finish(self.signals, Duration::from_secs(20));
-            }
-        }
-        drop(held);
-        end_others(&[]);
-        self.workshop.tidy();
-        match result {
-            Err(Error::Subject(why)) => {
-                column.add("memory_pss", Value::Missing(why.clone()));
-                column.add("memory_host", Value::Missing(why));
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    fn hold(
-        &self,
-        subject: Subject,
-        held: &mut Vec<Child>,
-        column: &mut Column,
-    ) -> Result<(), Error> {
-        let mut free = Vec::new();
-        for _ in 0..=self.amounts.holders {
-            let order = self.workshop.order(subject, Work::Agent(&["hold"]))?;
-            let mut child = Child::start(order).map_err(Error::Subject)?;
-            child.until("@ready", self.signals, LIMIT)?;
-            held.push(child);
-            // Until it is quiet.
-            self.signals.wait(&[], Instant::now() + Duration::from_millis(100))?;
-            free.extend(memory::available());
-        }
-        let all: Result<Vec<f64>, String> =
-            held.iter().map(|child| memory::pss(child.pid)).collect();
-        column.add("memory_pss", all.map_or_else(Value::Missing, Value::Samples));
-        // The first one brings what all share.
-        let taken: Vec<f64> = free.windows(2).map(|pair| pair[0] - pair[1]).collect();
-        column.add("memory_host", Value::Samples(taken));
-        Ok(())
-    }
-
     /// Operations, each subject in turn, again until there is enough or it takes too
     /// long.
     fn rounds(&mut self) -> Result<(), Error> {
@@ -451,48 +350,6 @@ impl Run<'_> {
             }
             Err(other) => return Err(other),
         }
-        Ok(())
-    }
-
-    /// Which of the host's system calls it makes.
-    fn surface(&mut self, subject: Subject, column: &mut Column) -> Result<(), Error> {
-        for (work, names) in
-            [("hello", ["calls_start", "kinds_start"]), ("surface", ["", "kinds_work"])]
-        {
-            let counted = self
-                .workshop
-                .order(subject, Work::Agent(&[work]))
-                .and_then(|order| surface::count(order, self.signals, LIMIT));
-            end_others(&[]);
-            let counted = match counted {
-                Ok(calls) if calls.text.contains("@ready") => Ok(calls),
-                Ok(calls) => Err(last_words(&calls.text)
-                    .unwrap_or_else(|| "it does not run while it is traced".into())),
-                Err(Error::Subject(why)) => Err(why),
-                Err(other) => return Err(other),
-            };
-            let [total, kinds] = names;
-            match counted {
-                Ok(calls) => {
-                    let number = |n: f64| Value::Samples(vec![n]);
-                    column.add(kinds, number(calls.kinds.len() as f64));
-                    if !total.is_empty() {
-                        column.add(total, number(calls.total as f64));
-                    }
-                    if subject.is_machine() {
-                        column
-                            .values
-                            .insert("kvm_ioctls".to_owned(), number(calls.kvm.len() as f64));
-                    }
-                }
-                Err(why) => {
-                    for name in names.iter().filter(|name| !name.is_empty()) {
-                        column.add(name, Value::Missing(why.clone()));
-                    }
-                }
-            }
-        }
-        column.add("kinds_allowed", allowed(subject));
         Ok(())
     }
 
@@ -540,6 +397,7 @@ impl Run<'_> {
 fn why_not(subject: Subject, metric: &Metric) -> String {
     match metric.name {
         "guest_kernel" | "kvm_ioctls" if !subject.is_machine() => "no guest".to_owned(),
+        _ if metric.group == Group::Exits && !subject.is_machine() => "no guest".to_owned(),
         _ => "it did not say".to_owned(),
     }
 }
@@ -567,30 +425,6 @@ fn take(column: &mut Column, text: &str) {
     }
 }
 
-/// How many different system calls its filters let through; those of all threads
-/// together.
-fn allowed(subject: Subject) -> Value {
-    let filters = match subject {
-        Subject::Native | Subject::One(_) | Subject::All => {
-            return Value::Missing("no filter: all".to_owned());
-        }
-        Subject::Sandbox => return Value::Samples(vec![ALLOWED as f64]),
-        Subject::Tool(_) => return Value::Missing("not known".to_owned()),
-        Subject::Job => vec![
-            sandbox::vcpu(VcpuNeeds::default()),
-            sandbox::event_loop(Needs { shares: true, streams: true, ..Needs::default() }),
-            sandbox::relay(),
-        ],
-        Subject::Mode(mode) => vec![
-            sandbox::vcpu(VcpuNeeds { board: mode != "pv", ..VcpuNeeds::default() }),
-            sandbox::event_loop(Needs::default()),
-            sandbox::console(),
-        ],
-    };
-    let all: BTreeSet<_> = filters.iter().flat_map(|filter| filter.numbers()).collect();
-    Value::Samples(vec![all.len() as f64])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -603,15 +437,5 @@ mod tests {
         assert_eq!(column.values["getpid"], Value::Samples(vec![1.5, 2.5, 3.5]));
         assert_eq!(column.values["disk_fsync"], Value::Missing("Read-only file system".to_owned()));
         assert_eq!(column.notes, ["operations: noise"]);
-    }
-
-    #[test]
-    fn a_machines_filters_let_through_a_part_of_what_a_container_has() {
-        let count = |subject| match allowed(subject) {
-            Value::Samples(samples) => samples[0],
-            Value::Missing(why) => panic!("{why}"),
-        };
-        assert!(count(Subject::Mode("pv")) < count(Subject::Job));
-        assert!(count(Subject::Job) < 150.0 && count(Subject::Sandbox) > 250.0);
     }
 }

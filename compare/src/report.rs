@@ -136,12 +136,19 @@ impl Column {
         }
     }
 
+    /// Notes why some are not there.
+    pub fn lack(&mut self, metrics: &[&str], why: &str) {
+        for metric in metrics {
+            self.add(metric, Value::Missing(why.to_owned()));
+        }
+    }
+
     /// How many times native's a value is, or a part of it: above one is worse. None if
     /// the two can't be compared as equals: times of an emulated machine can't; what is
     /// counted, and memory, is the same there.
     pub fn factor(&self, native: &Self, metric: &str) -> Option<f64> {
         let unit = metric_of(metric)?.unit;
-        let timed = !matches!(unit, Unit::Count | Unit::Kibibytes);
+        let timed = !matches!(unit, Unit::Count | Unit::Kibibytes | Unit::PerGib | Unit::Each);
         let unequal = timed && self.emulated != native.emulated;
         if unequal || self.subject == native.subject {
             return None;

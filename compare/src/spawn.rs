@@ -223,9 +223,19 @@ impl Child {
         signals: &Signals,
         limit: Duration,
     ) -> Result<Duration, Error> {
+        self.until_any(&[word], signals, limit)
+    }
+
+    /// The same with any of some lines.
+    pub fn until_any(
+        &mut self,
+        words: &[&str],
+        signals: &Signals,
+        limit: Duration,
+    ) -> Result<Duration, Error> {
         let deadline = Instant::now() + limit;
         loop {
-            if self.line(word).is_some() {
+            if words.iter().any(|word| self.line(word).is_some()) {
                 return Ok(self.start.elapsed());
             }
             if self.ended.is_some() {
@@ -252,6 +262,18 @@ impl Child {
             if !self.step(signals, deadline)? {
                 return Err(Error::Subject(self.why("does not end")));
             }
+        }
+    }
+
+    /// Gives it a line to read.
+    pub fn tell(&self, line: &str) -> Result<(), Error> {
+        let input = self.input.as_ref().ok_or_else(|| Error::Subject("it has no input".into()))?;
+        let whole = format!("{line}\n");
+        // SAFETY: the buffer outlives the call, and is as long as it says.
+        let written = unsafe { libc::write(input.as_raw_fd(), whole.as_ptr().cast(), whole.len()) };
+        match usize::try_from(written) {
+            Ok(n) if n == whole.len() => Ok(()),
+            _ => Err(Error::Subject("it reads no more".to_owned())),
         }
     }
 

@@ -18,6 +18,7 @@ pub fn sentences(report: &Report) -> Vec<String> {
     all.extend(overhead(report, native));
     all.extend(isolation(report, native));
     all.extend(interface(report));
+    all.extend(exits(report));
     all.extend(memory(report));
     all.extend(noise(report));
     all
@@ -157,6 +158,21 @@ fn interface(report: &Report) -> Option<String> {
     (list.len() > 1).then(|| {
         format!(
             "A program that makes 154 different system calls makes its host's kernel see so many different ones: {}.",
+            list.join(", ")
+        )
+    })
+}
+
+fn exits(report: &Report) -> Option<String> {
+    let list: Vec<_> = measured(report)
+        .filter_map(|column| {
+            let (all, read) = (column.summary("exits_boot")?, column.summary("exits_disk_read")?);
+            Some(format!("{} {:.0} and {}", column.subject, all.median, digits(read.median)))
+        })
+        .collect();
+    (!list.is_empty()).then(|| {
+        format!(
+            "A virtual machine leaves its guest so many times until its program runs, and for a read of 4 KiB from its disk: {}.",
             list.join(", ")
         )
     })

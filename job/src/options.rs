@@ -51,6 +51,8 @@ pub struct Options {
     pub name: Option<crate::named::Name>,
     /// Where the kernel's messages go.
     pub kernel_log: Option<PathBuf>,
+    /// Where counters of the machine are told.
+    pub metrics: Option<config::MetricsConfig>,
 }
 
 /// A job's network card.

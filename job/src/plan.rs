@@ -66,6 +66,7 @@ impl Plan {
         let mut config = Config::new(kernel::find(options.kernel.clone())?);
         config.cpus = options.cpus.unwrap_or(cpus);
         config.memory = Size(options.memory.unwrap_or(memory));
+        config.metrics.clone_from(&options.metrics);
         (config.serial, config.cmdline) = match &options.kernel_log {
             Some(path) => (Some(Serial::File(path.clone())), String::new()),
             None => (Some(Serial::Off), "quiet loglevel=0".to_owned()),

@@ -6,7 +6,7 @@ use crate::report::{Column, Report};
 use std::fmt::Write;
 
 /// Which measurements, in order, and what stands above the bars.
-const SHOWN: [(&str, &str); 16] = [
+const SHOWN: [(&str, &str); 18] = [
     ("command", "The command, from start to end"),
     ("start_exec", "Start, to the program's first line"),
     ("starts_n", "Starts a second, on all processors"),
@@ -22,6 +22,8 @@ const SHOWN: [(&str, &str); 16] = [
     ("disk_random_read", "Disk, read of 4 KiB anywhere"),
     ("disk_fsync", "Disk, write of 4 KiB and fdatasync"),
     ("net_round_trip", "Loopback, a byte there and back"),
+    ("exits_boot", "Exits, to the program's first line"),
+    ("exits_disk_read", "Exits for a read of 4 KiB"),
     ("noise", "Equal work that took longer"),
 ];
 /// Above the greatest median.

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, never in tests, and each from one place.
 
 mod boot;
+mod checks;
 mod devices;
 mod first_run;
 mod io;
@@ -28,6 +29,8 @@ pub enum BenchCommand {
     Devices(devices::DevicesArguments),
     /// Start and end of a job, beside podman, crun and bubblewrap, and where the time goes
     Job(job::JobArguments),
+    /// What microvm compare measures, beside fio, iperf3, perf and time
+    Checks(checks::ChecksArguments),
     /// For `job`, inside the rig
     #[command(hide = true)]
     JobHost(job::HostArguments),
@@ -59,6 +62,7 @@ impl BenchCommand {
             Self::Io(arguments) => arguments.run(),
             Self::IoHost(arguments) => arguments.run(),
             Self::Job(arguments) => arguments.run(),
+            Self::Checks(arguments) => arguments.run(),
             Self::JobHost(arguments) => arguments.run(),
             Self::FirstRun { starts, command } => {
                 println!("{}", first_run::median(&command, starts)?.as_micros());

@@ -42,6 +42,27 @@ pub fn measure(budget: Budget, place: &Path) {
     report("create_unlink", create(budget, &place.join("agent.file")));
 }
 
+/// Two kinds of requests in exact numbers: reads, and durable writes.
+pub fn count(read: Budget, write: Budget, place: &Path, told: impl Fn(&str, io::Result<Vec<f64>>)) {
+    const NAMES: [&str; 2] = ["exits_disk_read", "exits_disk_fsync"];
+    let device = fs::metadata(place).is_ok_and(|meta| meta.file_type().is_block_device());
+    let path = if device { place.to_owned() } else { place.join("agent.disk") };
+    match open(&path) {
+        Ok(disk) => {
+            told(NAMES[0], disk.random(read));
+            told(NAMES[1], disk.durable(write));
+        }
+        Err(error) => {
+            for name in NAMES {
+                told(name, Err(io::Error::new(error.kind(), error.to_string())));
+            }
+        }
+    }
+    if !device {
+        let _ = fs::remove_file(&path);
+    }
+}
+
 fn create(budget: Budget, path: &Path) -> io::Result<Vec<f64>> {
     budget.time(|count| {
         (0..count).try_for_each(|_| {

@@ -32,7 +32,7 @@ fn per_round(times: io::Result<Vec<f64>>) -> io::Result<Vec<f64>> {
 }
 
 /// Each step needs the one before it: three shifts and three exclusive ors.
-fn integer(count: u64) -> io::Result<()> {
+pub fn integer(count: u64) -> io::Result<()> {
     let mut x = black_box(0x2545_f491_4f6c_dd1d_u64);
     for _ in 0..count * ROUNDS {
         x ^= x << 13;

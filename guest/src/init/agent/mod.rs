@@ -6,6 +6,7 @@
 //!  agent hold                      says so, and stays until its input ends
 //!  agent measure GROUP,… US N DIR  times operations: batches of US microseconds, N of them
 //!  agent surface                   makes many different system calls, none of which does anything
+//!  agent exits DIR                 does some of them, each between two lines that it waits for
 //!  agent probe NONCE PATH PORT     tells what it sees and may do
 //!  agent boot WORD…                the first process of a guest: does that, and powers off
 //! ```
@@ -13,6 +14,7 @@
 //! What it says are lines that begin with `@`; a console's other lines do not.
 
 mod disk;
+mod exits;
 mod kernel;
 mod load;
 mod net;
@@ -49,6 +51,11 @@ pub fn run(words: &[OsString]) -> i32 {
         ["hold", ..] => hold(),
         ["measure", groups, microseconds, batches, place] => {
             measure(groups, Budget::new(microseconds, batches), Path::new(place))
+        }
+        ["exits", place] => {
+            say(&ready());
+            exits::steps(Path::new(place));
+            say("@end")
         }
         ["surface"] => {
             surface::call_all();

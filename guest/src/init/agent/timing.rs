@@ -9,6 +9,21 @@ pub struct Budget {
     pub batch: u64,
     /// How many there are.
     pub batches: usize,
+    /// Instead of batches: whoever counts them is waited for.
+    exact: Option<Exact>,
+}
+
+/// An exact number of operations.
+#[derive(Debug, Clone, Copy)]
+pub struct Exact {
+    /// What they are called.
+    pub name: &'static str,
+    /// How many.
+    pub count: u64,
+    /// What each consists of.
+    pub each: u64,
+    /// How many times.
+    pub rounds: u32,
 }
 
 /// How many times longer than reading the clock a batch takes at least.
@@ -26,13 +41,22 @@ impl Budget {
             // A clock may be a device of the machine's, which costs an exit.
             batch: (microseconds.clamp(1, 1_000_000) * 1000).max(clock_cost() * CLOCKS),
             batches: batches.parse().unwrap_or(9).clamp(1, 1000),
+            exact: None,
         }
+    }
+
+    /// Not for time: an exact number of operations ([`super::exits`]).
+    pub fn exactly(exact: Exact) -> Self {
+        Self { batch: 0, batches: 0, exact: Some(exact) }
     }
 
     /// Nanoseconds for one operation, in each batch. `operation` does as many as it
     /// is told; the first batches, which find out how many that should be, count as
     /// its warm-up.
     pub fn time(self, mut operation: impl FnMut(u64) -> io::Result<()>) -> io::Result<Vec<f64>> {
+        if let Some(exact) = self.exact {
+            return exact.run(operation);
+        }
         let mut count = 1;
         loop {
             // The least of some: a turn of something else is no reason to stop.
@@ -62,6 +86,20 @@ impl Budget {
         let mib = bytes as f64 / (1 << 20) as f64;
         let times = self.time(operation)?;
         Ok(times.into_iter().map(|nanoseconds| mib * 1e9 / nanoseconds.max(1.0)).collect())
+    }
+}
+
+impl Exact {
+    /// Once to warm up, and then between two lines.
+    fn run(self, mut operation: impl FnMut(u64) -> io::Result<()>) -> io::Result<Vec<f64>> {
+        let Self { name, count, each, rounds } = self;
+        operation(count)?;
+        for round in 0..rounds {
+            super::exits::meet(&format!("@step {name} {round} "))?;
+            operation(count)?;
+            super::exits::meet(&format!("@done {name} {round} {}", count * each))?;
+        }
+        Ok(Vec::new())
     }
 }
 
