@@ -11,6 +11,7 @@ mod logger;
 mod measure_command;
 mod run;
 mod spectrum;
+mod target;
 
 use args::{Args, ArgsError, Command, Level};
 use clap::Parser;

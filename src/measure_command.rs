@@ -1,12 +1,12 @@
 //! `microvm spectrum`: the host's table, or with `--measure` what its rows cost.
 
 use crate::args::ArgsError;
+use crate::target::Target;
 use crate::{Error, print, print_json, style};
 use clap::Args;
 use measure::{Clock, Effort, Mode, Options, Subject};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vmm::config::Disk;
@@ -83,32 +83,6 @@ pub struct SpectrumArgs {
     one: Option<Subject>,
 }
 
-/// A file that will hold a report, opened before anything is measured.
-struct Target {
-    path: PathBuf,
-    file: File,
-}
-
-impl Target {
-    fn open(path: &Path) -> Result<Self, Error> {
-        // What is in it stays until there is something better.
-        let file = File::options().write(true).create(true).truncate(false).open(path);
-        let path = path.to_owned();
-        match file {
-            Ok(file) => Ok(Self { path, file }),
-            Err(error) => Err(Error::Report(path, error)),
-        }
-    }
-
-    fn write(mut self, text: &str) -> Result<(), Error> {
-        // A pipe or a terminal has no length.
-        let is_file = self.file.metadata().is_ok_and(|about| about.is_file());
-        let cut = if is_file { self.file.set_len(0) } else { Ok(()) };
-        let written = cut.and_then(|()| self.file.write_all(text.as_bytes()));
-        written.map_err(|error| Error::Report(self.path, error))
-    }
-}
-
 impl SpectrumArgs {
     /// Does it; returns the exit status.
     pub fn run(self) -> Result<u8, Error> {
@@ -124,8 +98,10 @@ impl SpectrumArgs {
 
     fn measure(&self, kernel: &Path) -> Result<u8, Error> {
         let to_output = self.json == Some(None);
-        let json = self.json.iter().flatten().map(|path| Target::open(path)).next().transpose()?;
-        let html = self.html.as_deref().map(Target::open).transpose()?;
+        let refused = |(path, error)| Error::Report(path, error);
+        let json = self.json.iter().flatten().map(|path| Target::open(path)).next().transpose();
+        let json = json.map_err(refused)?;
+        let html = self.html.as_deref().map(Target::open).transpose().map_err(refused)?;
         let rootfs = self.rootfs.as_deref().map(str::parse::<Disk>).transpose();
         let rootfs = rootfs.map_err(ArgsError::from)?;
         let subjects = if self.modes.is_empty() { Subject::ALL.into() } else { self.modes.clone() };
@@ -153,10 +129,10 @@ impl SpectrumArgs {
         }
         if let Some(json) = json {
             let text = serde_json::to_string_pretty(&report).map_err(Error::Json)?;
-            json.write(&(text + "\n"))?;
+            json.write(&(text + "\n")).map_err(refused)?;
         }
         if let Some(html) = html {
-            html.write(&measure::page(&report).map_err(Error::Json)?)?;
+            html.write(&measure::page(&report).map_err(Error::Json)?).map_err(refused)?;
         }
         let all = report.modes.iter().all(|mode| mode.problem.is_none());
         Ok(if all { status::OK } else { status::HOST })

@@ -10,11 +10,8 @@ use std::path::{Path, PathBuf};
 /// Where hierarchies are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 /// What an instance gets.
-const LIMITS: [(&str, &str, &str); 3] = [
-    ("memory", "memory.max", "268435456"),
-    ("memory", "memory.limit_in_bytes", "268435456"),
-    ("pids", "pids.max", "512"),
-];
+const LIMITS: [(&str, &str); 3] =
+    [("memory.max", "268435456"), ("memory.limit_in_bytes", "268435456"), ("pids.max", "512")];
 
 /// A group for one process and its children, which is gone with this.
 pub struct Group {
@@ -32,13 +29,7 @@ impl Group {
             Self { directories: Vec::new(), unified: None, files: Vec::new(), limits: 0 };
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for line in own.lines() {
-            let mut fields = line.splitn(3, ':');
-            let (Some(_), Some(controllers), Some(path)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
+        for (controllers, path) in lines(&own) {
             if !(controllers.is_empty()
                 || controllers.split(',').any(|c| ["memory", "pids"].contains(&c)))
             {
@@ -57,7 +48,7 @@ impl Group {
         fs::create_dir(&directory)?;
         self.directories.push(directory.clone());
         let mut limits = 0;
-        for (_, file, value) in LIMITS {
+        for (file, value) in LIMITS {
             let path = directory.join(file);
             if path.exists() {
                 fs::write(path, value)?;
@@ -91,6 +82,11 @@ impl Group {
     }
 }
 
+/// Controllers and path of each line of `/proc/PID/cgroup` (`cgroups(7)`).
+fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'))
+}
+
 /// Where this group of this hierarchy is.
 fn place(controllers: &str, path: &str) -> PathBuf {
     let mount = match controllers {
@@ -106,9 +102,7 @@ fn place(controllers: &str, path: &str) -> PathBuf {
 /// them does not know of all of them.
 pub fn sweep(prefix: &str) {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    for line in own.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+    for (controllers, path) in lines(&own) {
         let Ok(groups) = fs::read_dir(place(controllers, path)) else { continue };
         for group in groups.flatten() {
             if group.file_name().as_bytes().starts_with(prefix.as_bytes()) {

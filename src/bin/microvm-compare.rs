@@ -8,12 +8,16 @@
 //!  microvm-compare MICROVM [OPTION]…
 //! ```
 
+#[path = "../target.rs"]
+mod target;
+
 use ::compare::{Effort, Options, Progress, Report, Subject, Subjects, diff, html, text};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use target::Target;
 use vmm::exit::status;
 
 const EXAMPLES: &str = "\
@@ -202,7 +206,8 @@ impl CompareArgs {
                 print(&diff::render(&diff::read(&before)?, &diff::read(&after)?))
             }
             Some(CompareCommand::Show { report, html, samples }) => {
-                tell(diff::read(&report)?, html.as_deref(), false, samples)
+                let page = html.as_deref().map(open).transpose()?;
+                tell(diff::read(&report)?, page, false, samples)
             }
             None => self.measure(microvm),
         }
@@ -210,9 +215,7 @@ impl CompareArgs {
 
     fn measure(self, microvm: PathBuf) -> Result<(), Error> {
         // Before an hour is spent on what can't be written.
-        if let Some(path) = &self.html {
-            write(path, "")?;
-        }
+        let page = self.html.as_deref().map(open).transpose()?;
         let effort = match (self.quick, self.full) {
             (true, _) => Effort::Quick,
             (_, true) => Effort::Full,
@@ -228,13 +231,13 @@ impl CompareArgs {
         let mut line = Line::default();
         let report = ::compare::run(&options, &mut line);
         line.clear();
-        tell(report?, self.html.as_deref(), self.json, self.samples)
+        tell(report?, page, self.json, self.samples)
     }
 }
 
-fn tell(report: Report, page: Option<&Path>, json: bool, samples: bool) -> Result<(), Error> {
-    if let Some(path) = page {
-        write(path, &html::render(&report))?;
+fn tell(report: Report, page: Option<Target>, json: bool, samples: bool) -> Result<(), Error> {
+    if let Some(page) = page {
+        page.write(&html::render(&report)).map_err(refused)?;
     }
     match (json, samples) {
         (true, _) => {
@@ -246,8 +249,12 @@ fn tell(report: Report, page: Option<&Path>, json: bool, samples: bool) -> Resul
     }
 }
 
-fn write(path: &Path, page: &str) -> Result<(), Error> {
-    std::fs::write(path, page).map_err(|source| Error::Html { path: path.to_owned(), source })
+fn open(path: &Path) -> Result<Target, Error> {
+    Target::open(path).map_err(refused)
+}
+
+fn refused((path, source): target::Refusal) -> Error {
+    Error::Html { path, source }
 }
 
 /// Columns of a terminal that does not tell.
