@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn namespaces_isolate_what_they_are_for_and_nothing_is_missing_or_left() {
             continue;
         }
         let values = column["values"].as_object().unwrap();
-        assert_eq!(values.len(), 40, "{column}");
+        assert_eq!(values.len(), 54, "{column}");
         let samples = |name: &str| values[name]["samples"].as_array().map_or(0, Vec::len);
         for name in ["start_exec", "start_exit", "command", "getpid", "exec", "tlb", "net_stream"] {
             assert!(samples(name) >= 3, "{name}: {}", values[name]);
@@ -117,6 +117,60 @@ fn namespaces_isolate_what_they_are_for_and_nothing_is_missing_or_left() {
     let shown = stdout(&run(&["compare", "show", saved]));
     assert!(shown.contains("What it sees of the host"), "{shown}");
     assert!(stdout(&run(&["compare", "diff", saved, saved])).starts_with("0 of "));
+}
+
+/// Which of its namespaces are not the host's, by the links of `/proc/self/ns`.
+fn own_namespaces(of: impl Fn(&str) -> Option<String>) -> Vec<&'static str> {
+    let all = ["mnt", "uts", "ipc", "pid", "net", "user", "cgroup", "time"];
+    all.into_iter()
+        .filter(|name| {
+            let host = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+            of(name).is_some_and(|link| link != host.to_string_lossy())
+        })
+        .collect()
+}
+
+#[test]
+fn each_namespace_is_what_unshare_makes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let child = start(scratch.path(), "--quick", &["--subjects", "ns", "--json"]);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut tried = 0;
+    for column in report["subjects"].as_array().unwrap() {
+        let subject = column["subject"].as_str().unwrap();
+        let name = match subject.strip_prefix("ns:") {
+            None | Some("all" | "sandbox") => continue,
+            Some("network") => "net",
+            Some(name) => name,
+        };
+        // Times and processes are of children.
+        let script = "for n in /proc/self/ns/*; do readlink $n; done";
+        let unshare = Command::new("unshare")
+            .args([&format!("--{name}"), "--fork", "sh", "-c", script])
+            .output();
+        let Ok(unshare) = unshare else {
+            println!("skipped: there is no unshare");
+            return;
+        };
+        if let (Some(why), false) = (column["skipped"].as_str(), unshare.status.success()) {
+            println!("{subject}: neither of both: {why}");
+            continue;
+        }
+        let links = stdout(&unshare);
+        let theirs = own_namespaces(|name| {
+            links.lines().find(|l| l.starts_with(&format!("{name}:"))).map(str::to_owned)
+        });
+        let facts = &column["facts"];
+        let ours = own_namespaces(|name| facts[format!("ns_{name}")].as_str().map(str::to_owned));
+        if unshare.status.success() {
+            assert_eq!(ours, theirs, "{subject}: {}", stderr(&unshare));
+            assert_eq!(ours.len(), 1, "{subject}");
+            tried += 1;
+        }
+    }
+    println!("{tried} namespaces compared");
 }
 
 #[test]
