@@ -9,7 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 pub fn tests() -> Vec<Trial> {
-    vec![trial("job::images_of_other_tools_are_the_same_tree_as_in_podman", images)]
+    vec![
+        trial("job::images_of_other_tools_are_the_same_tree_as_in_podman", images),
+        trial("job::images_of_mmdebstrap_and_buildah_are_the_same_tree", debian),
+    ]
 }
 
 /// The base layer's tree, made in `$1`: every kind of file, odd names, owners,
@@ -176,6 +179,72 @@ fn compare(kit: &Kit, place: &Path) -> Verdict {
             return Err(
                 format!("{image} is not as in podman: {}", difference(&podman, &job)).into()
             );
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+/// The files that a runtime leaves alone, and what is in them.
+const FILES: &str = r#"
+b=/bin/busybox; cd /; $b find bin usr var -xdev | $b sort | while read -r name; do
+    $b stat -c '%n %F %a %u %g' "$name"
+    [ -L "$name" ] && $b readlink "$name"
+    [ -f "$name" ] && [ ! -L "$name" ] && $b stat -c %Y "$name" && $b md5sum "$name"; done
+echo "$FROM_IMAGE"; exit 9
+"#;
+
+/// What mmdebstrap made, as a directory and as one built file, and what buildah made of
+/// it, against the same directory in a chroot.
+fn debian() -> Verdict {
+    let [tar, oci] = ["tar", "oci"].map(kit::small_debian);
+    if !tar.is_file() || !oci.is_file() {
+        return Ok(Completion::ignored_with("mmdebstrap or buildah is missing, or its registry"));
+    }
+    // SAFETY: has no preconditions.
+    if std::env::var_os(rig::IN_RIG).is_none() || unsafe { libc::geteuid() } != 0 {
+        return Ok(Completion::ignored_with("needs root on a host that is ours: the rig"));
+    }
+    let kit = Kit::new()?;
+    let place = std::env::temp_dir().join(format!("job-debian-{}", std::process::id()));
+    fs::create_dir(&place)?;
+    shell("mount -t tmpfs none \"$1\"", &[&place])?;
+    let result = same_debian(&kit, &place, &tar, &oci);
+    shell("umount -l \"$1\"; rmdir \"$1\"", &[&place])?;
+    result
+}
+
+fn same_debian(kit: &Kit, place: &Path, tar: &Path, oci: &Path) -> Verdict {
+    let [tree, built] = ["tree", "built.img"].map(|name| place.join(name));
+    fs::create_dir(&tree)?;
+    shell("tar --numeric-owner -C \"$1\" -xpf \"$2\"", &[&tree, tar])?;
+    let build =
+        Command::new(env!("CARGO_BIN_EXE_microvm")).arg("build").args([&tree, &built]).output()?;
+    if !build.status.success() {
+        return Err(format!("build: {}", String::from_utf8_lossy(&build.stderr)).into());
+    }
+    let words = ["/bin/busybox", "sh", "-c", FILES];
+    let mut chroot = Command::new("chroot");
+    chroot.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg(&tree).args(words);
+    let natively = complete(chroot, Vec::new())?;
+    let list = String::from_utf8_lossy(&natively.stdout).into_owned();
+    if !list.contains("  bin/busybox") || list.lines().count() < 20 {
+        return Err(format!("chroot: {list}{}", natively.stderr).into());
+    }
+    let options = ["--contain", "--cleanenv"];
+    let oci = format!("oci-archive:{}", oci.display());
+    let [tree, built] = [&tree, &built].map(|path| path.display().to_string());
+    for (image, words, more) in
+        [(&tree, &words[..], ""), (&built, &words, ""), (&oci, &words[2..], "yes")]
+    {
+        let mut command = kit.run(&options, image, words);
+        command.env("XDG_CACHE_HOME", place.join("cache"));
+        let job = complete(command, Vec::new())?;
+        // The last line is the image's own variable.
+        let before = list.strip_suffix('\n').unwrap_or(&list);
+        let (stdout, stderr) = (format!("{before}{more}\n").into(), natively.stderr.clone());
+        let expected = Told { stdout, stderr, status: natively.status };
+        if job != expected {
+            return Err(format!("{image}: {}", difference(&expected, &job)).into());
         }
     }
     Ok(Completion::Completed)

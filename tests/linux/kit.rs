@@ -86,12 +86,14 @@ const PARTS: [Part; 16] = [
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// Programs that tests compare with, and the Debian packages that have them.
-const PEERS: [(&str, &str); 15] = [
+const PEERS: [(&str, &str); 17] = [
     ("iperf3", "iperf3"),
     ("crun", "crun"),
     ("podman", "podman"),
     ("umoci", "umoci"),
     ("skopeo", "skopeo"),
+    ("buildah", "buildah"),
+    ("mmdebstrap", "mmdebstrap"),
     ("mksquashfs", "squashfs-tools"),
     ("getfattr", "attr"),
     ("setcap", "libcap2-bin"),
@@ -121,6 +123,7 @@ pub fn resolve() -> Result<(), String> {
         let _ = rig::install_packages(&["seabios"]);
     }
     ["mpich", "openmpi"].iter().try_for_each(|name| compile_ranks(name))?;
+    make_images();
     let resources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("resources");
     // Outputs by name lie beside the build's own files.
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -146,6 +149,39 @@ pub fn resolve() -> Result<(), String> {
         unsafe { std::env::set_var(part.variable, path) };
     }
     Ok(())
+}
+
+/// A small Debian, by mmdebstrap as an archive and by buildah as an OCI archive of the
+/// same: `$1.tar` and `$1.oci`.
+const IMAGES: &str = r#"
+mmdebstrap --quiet --variant=extract --mode=root --include=busybox-static bookworm "$1.tar"
+b() { command buildah --root "$store/all" --runroot "$store/run" --storage-driver vfs "$@"; }
+store=$(mktemp -d); trap 'rm -rf "$store"' EXIT
+c=$(b from scratch); b add --quiet "$c" "$1.tar" / >/dev/null
+b config --env FROM_IMAGE=yes --entrypoint '["/bin/busybox","sh"]' --workingdir /usr "$c"
+rm -f "$1.oci"; b commit --quiet "$c" "oci-archive:$1.oci:app" >/dev/null
+"#;
+
+/// Where they can be made; a test that does not find them says so.
+fn make_images() {
+    let place = small_debian("tar");
+    // SAFETY: has no preconditions.
+    let may = std::env::var_os(rig::IN_RIG).is_none() && unsafe { libc::geteuid() } == 0;
+    if !may || !has("mmdebstrap") || !has("buildah") || small_debian("oci").is_file() {
+        return;
+    }
+    let made =
+        Command::new("sh").args(["-ec", IMAGES, "sh"]).arg(place.with_extension("")).output();
+    if let Ok(made) = made.as_ref()
+        && !made.status.success()
+    {
+        eprintln!("mmdebstrap, buildah: {}", String::from_utf8_lossy(&made.stderr).trim());
+    }
+}
+
+/// What mmdebstrap (`tar`) and buildah (`oci`) have made.
+pub fn small_debian(extension: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("small-debian").with_extension(extension)
 }
 
 /// The parallel program, for one of the libraries.
