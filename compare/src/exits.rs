@@ -51,6 +51,8 @@ pub fn measure(
     signals: &Signals,
     limit: Duration,
 ) -> Result<Vec<(&'static str, Value)>, Error> {
+    // The one before may have been killed.
+    let _ = std::fs::remove_file(socket);
     let mut child = Child::start(order).map_err(Error::Subject)?;
     child.until("@ready", signals, limit)?;
     let boot = read(socket)?;
@@ -81,6 +83,7 @@ pub fn measure(
     }
     child.until("@end", signals, limit)?;
     child.let_go();
+    child.finish(signals, limit)?;
     Ok(figures(boot, &samples, &missing))
 }
 

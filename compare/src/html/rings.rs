@@ -123,8 +123,16 @@ fn own(report: &Report, column: &Column, native: &Column) -> Diagram {
         arrows: vec![
             call(column),
             Arrow([
-                format!("exits, {} different ioctls of KVM", count("kvm_ioctls")),
-                format!("filters let {} system calls through", count("kinds_allowed")),
+                format!(
+                    "exits: {} for a read of 4 KiB, {} for a getpid",
+                    figure(column, "exits_disk_read", Unit::Each),
+                    figure(column, "exits_getpid", Unit::Each)
+                ),
+                format!(
+                    "{} ioctls of KVM; filters let {} system calls through",
+                    count("kvm_ioctls"),
+                    count("kinds_allowed")
+                ),
             ]),
         ],
     }
