@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vmm::host::find_command;
 
+/// Where systemd-nspawn keeps a directory for each container.
+const PROPAGATED: &str = "/run/systemd/nspawn/propagate";
 /// Of every virtual machine.
 const MEMORY: &str = "256M";
 /// Stands for the directory or disk where a subject's disk is measured.
@@ -127,8 +129,8 @@ impl Workshop {
         };
         order.setup = Some(setup.map_err(Error::host("namespaces"))?);
         if subject == Subject::Sandbox && self.groups.is_ok() {
-            let name = format!("microvm-compare-{}-{}", std::process::id(), self.next());
-            order.group = Some(Group::new(&name).map_err(Error::host("control group"))?);
+            order.group =
+                Some(Group::new(&self.container()).map_err(Error::host("control group"))?);
         }
         Ok(order)
     }
@@ -260,7 +262,7 @@ impl Workshop {
             Tool::Crun | Tool::Runc => {
                 let bundle = self.bundle(&program, &inside)?;
                 let state = self.state(tool).to_string_lossy().into_owned();
-                let id = format!("microvm-compare-{}-{}", std::process::id(), self.next());
+                let id = self.container();
                 add(&["--root", &state]);
                 if tool == Tool::Crun && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
                     add(&["--cgroup-manager", "disabled"]);
@@ -283,7 +285,11 @@ impl Workshop {
             }
             Tool::Nspawn => add(&[
                 "--quiet",
+                // Without these two it asks systemd for a scope, which a container's
+                // host need not have.
                 "--register=no",
+                "--keep-unit",
+                &format!("--machine={}", self.container()),
                 "--private-network",
                 "--pipe",
                 "--directory",
@@ -292,7 +298,17 @@ impl Workshop {
             Tool::Apptainer => add(&["--silent", "exec", "--containall", "--writable", &rootfs]),
         }
         words.extend(inside);
-        Order::new(&program, words).map_err(Error::host("arguments"))
+        let order = Order::new(&program, words).map_err(Error::host("arguments"))?;
+        Ok(match tool {
+            // Several at once share the directory, as those of other tools do.
+            Tool::Nspawn => order.with(c"SYSTEMD_NSPAWN_LOCK=0"),
+            _ => order,
+        })
+    }
+
+    /// A name that no other container has.
+    fn container(&self) -> String {
+        format!("microvm-compare-{}-{}", std::process::id(), self.next())
     }
 
     /// Where an OCI runtime keeps what it knows of its containers.
@@ -320,7 +336,14 @@ impl Workshop {
                     .status();
             }
         }
-        cgroup::sweep(&format!("microvm-compare-{}-", std::process::id()));
+        let ours = format!("microvm-compare-{}-", std::process::id());
+        cgroup::sweep(&ours);
+        // systemd-nspawn leaves one for each where /run is no tmpfs. They are empty.
+        for entry in fs::read_dir(PROPAGATED).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&ours) {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
     }
 
     /// A bundle as the runtime itself would describe it, but for its program.

@@ -44,7 +44,7 @@ impl Place {
         for name in ["null", "zero"] {
             File::create(place.rootfs().join("dev").join(name))?;
         }
-        let program = init::program()?;
+        let program = guest_programs::agent()?;
         fs::write(place.agent(), &program)?;
         mode(&place.agent(), 0o755)?;
         fs::write(place.initramfs(), init::archive("agent", &program, &[]))?;

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::cgroup::Group;
 use crate::namespaces::{STEPS, Setup, Step};
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -57,6 +57,12 @@ impl Order {
             group: None,
             traced: false,
         })
+    }
+
+    /// With a variable more in its environment, `NAME=VALUE`.
+    pub fn with(mut self, variable: &CStr) -> Self {
+        self.environment.push(variable.to_owned());
+        self
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the runner of a job and the init of its guest say to each other.
+//! What the runner of a job and the init of its guest say to each other; and what the
+//! programs that run in guests share: system calls, mounts, network cards.
 //!
 //! ```text
 //!  runner (host)                              init (PID 1 of the guest)
@@ -13,5 +14,9 @@
 //! its own, with the credit of vsock as its back-pressure and the shutdown of one
 //! direction as its end of file.
 
+#[cfg(target_feature = "crt-static")]
+mod lean;
 pub mod measure;
+pub mod network;
 pub mod protocol;
+pub mod system;

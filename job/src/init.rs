@@ -2,22 +2,10 @@
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use crate::modules::Module;
-use flate2::read::DeflateDecoder;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
-
-/// The program, built and packed by `build.rs`.
-const PACKED: &[u8] = include_bytes!(env!("MICROVM_INIT"));
-
-/// The program, as a file's content; called `agent`, it is what `microvm compare`
-/// measures with.
-pub fn program() -> io::Result<Vec<u8>> {
-    let mut program = Vec::with_capacity(PACKED.len() * 2);
-    DeflateDecoder::new(PACKED).read_to_end(&mut program)?;
-    Ok(program)
-}
 
 /// `S_IFREG`, `S_IFDIR`, `S_IFCHR`.
 const FILE: u32 = 0o100_000;
@@ -34,7 +22,7 @@ pub fn initramfs(modules: &[Module]) -> io::Result<(File, PathBuf)> {
             fd => File::from_raw_fd(fd),
         }
     };
-    file.write_all(&archive("init", &program()?, modules))?;
+    file.write_all(&archive("init", &guest_programs::init()?, modules))?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok((file, path.into()))
 }
@@ -86,7 +74,7 @@ fn pad(to: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Seek;
+    use std::io::{Read, Seek};
 
     #[test]
     fn the_archive_is_one_that_cpio_reads() {
@@ -109,7 +97,7 @@ mod tests {
             names.push(String::from_utf8(bytes[name..name + name_len - 1].to_vec()).unwrap());
             let content = (name + name_len).next_multiple_of(4);
             if names.last().unwrap() == "init" {
-                assert_eq!(&bytes[content..content + size], program().unwrap());
+                assert_eq!(&bytes[content..content + size], guest_programs::init().unwrap());
             }
             at = (content + size).next_multiple_of(4);
             if names.last().unwrap() == "TRAILER!!!" {
@@ -120,19 +108,5 @@ mod tests {
         let modules = ["modules", "modules/order", "modules/a.ko"];
         assert_eq!(names[..4], ["dev", "dev/console", "dev/null", "init"]);
         assert_eq!(names[4..], [&modules[..], &["TRAILER!!!"]].concat());
-    }
-
-    #[test]
-    fn the_program_is_small_and_needs_nothing_else() {
-        let program = program().unwrap();
-        assert!(program.len() < 1300 << 10, "{} bytes", program.len());
-        // An ELF executable (type 2) without an interpreter (PT_INTERP, 3).
-        assert_eq!(&program[..4], b"\x7fELF");
-        assert_eq!(program[16], 2);
-        let number = |at: usize, len: usize| {
-            program[at..at + len].iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b))
-        };
-        let (offset, size, count) = (number(32, 8), number(54, 2), number(56, 2));
-        assert!((0..count).all(|i| number(offset + i * size, 4) != 3));
     }
 }

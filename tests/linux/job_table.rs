@@ -221,12 +221,18 @@ fn table(user: Option<u32>) -> Verdict {
     fs::create_dir(&rootfs)?;
     let mut shell = Command::new("sh");
     shell.args(["-ec", MOUNTS, "sh"]).arg(kit::root()).arg(&rootfs).arg(table.kit.scratch());
-    let mounted = shell.status()?;
-    if !mounted.success() {
-        return Err(format!("mounting the root file system: {mounted}").into());
-    }
-    let result = table.compare();
-    let _ = Command::new("umount").arg("-l").arg(&rootfs).arg("/tmp").status();
+    let mounted = shell.output()?;
+    let result = match mounted.status.success() {
+        true => table.compare(),
+        false => {
+            let free = Command::new("df").arg("-m").output()?;
+            let said = [mounted.stdout, mounted.stderr, free.stdout].concat();
+            let said = String::from_utf8_lossy(&said);
+            Err(format!("mounting the root file system: {}: {said}", mounted.status).into())
+        }
+    };
+    let _ = Command::new("umount").arg("-l").arg(&rootfs).status();
+    let _ = Command::new("umount").args(["-l", "/tmp"]).status();
     result
 }
 

@@ -181,6 +181,7 @@ fn slurm() -> Verdict {
         ("statuses", "7\n143\n"),
         ("array", "element 0\nelement 1\n"),
         ("suspended", "T\nCOMPLETED 0:0\n"),
+        ("accounted", "processor memory\nrecorded\n"),
         ("cancelled", "CANCELLED\n0 left\n"),
         ("drained", "finished\ndrained\n0 left\n"),
         ("time limit", "TIMEOUT\n0 left\n"),

@@ -26,7 +26,10 @@ SlurmctldLogFile=$place/slurmctld.log
 SlurmdLogFile=$place/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobCompType=jobcomp/filetxt
+JobCompLoc=$place/completed
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
@@ -103,6 +106,21 @@ until_ 20 stopped && echo T
 scontrol resume "$job"
 until_ 60 state_is "$job" COMPLETED
 echo "$(state "$job") $(code "$job")"
+
+echo "== accounted"
+# What Slurm measures of a job while it runs, without a database: seconds of processor
+# and KiB of memory, of a guest that has computed for three seconds.
+busy='end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do :; done'
+job=$(batch --job-name busy --wrap "exec $vm host sh -c '$busy; : >$place/busy; sleep 4; exit 6'")
+until_ 90 test -e "$place/busy"
+sstat --allsteps --jobs "$job" --noheader --parsable2 --noconvert --format AveCPU,MaxRSS >"$place/used"
+cat "$place/used" >&2
+tr '.|' ' ' <"$place/used" | awk '{ split($1, t, ":"); s = t[1] * 3600 + t[2] * 60 + t[3]
+    cpu += s; if ($NF + 0 > rss) rss = $NF + 0 }
+    END { print (cpu >= 2 ? "processor" : "no processor"), (rss >= 32768 ? "memory" : "no memory") }'
+until_ 60 state_is "$job" FAILED
+recorded() { grep -q "Name=busy JobState=FAILED .*ExitCode=6:0" "$place/completed"; }
+until_ 10 recorded && echo recorded
 
 echo "== cancelled"
 job=$(batch -n 2 --wrap "srun --mpi=pmi2 -n 2 $vm host sh -c ': >$place/on; exec sleep 1002'")

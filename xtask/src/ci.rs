@@ -73,7 +73,8 @@ fn install_deny() -> Result<PathBuf> {
     let home = rig::cache_directory()?.join(format!("cargo-deny-{DENY_VERSION}"));
     let program = home.join("bin/cargo-deny");
     if !program.exists() {
-        let mut command = cargo(&["install", "--locked", "--quiet", "cargo-deny"]);
+        // Not optimised: it takes longer to compile than to run.
+        let mut command = cargo(&["install", "--debug", "--locked", "--quiet", "cargo-deny"]);
         command.args(["--version", DENY_VERSION, "--root"]).arg(&home);
         check(&mut command)?;
     }

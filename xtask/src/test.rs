@@ -72,6 +72,10 @@ impl TestArguments {
         let kit = Kit::prepare()?;
         heading("unit tests, property tests, guests");
         tally.add(self.cargo_tests()?);
+        if self.wants("monitor::is_small_and_static") {
+            heading("monitor");
+            tally.add(verdict("monitor::is_small_and_static", small_and_static));
+        }
         if self.wants("spectrum::shadow_page_tables_are_seen") {
             heading("shadow page tables");
             tally.add(verdict("spectrum::shadow_page_tables_are_seen", shadow_page_tables));
@@ -145,6 +149,24 @@ fn verdict(name: &str, test: impl FnOnce() -> Result<()>) -> Tally {
         }
     }
     tally
+}
+
+/// Bytes of the monitor, at most: a goal of this project.
+const LARGEST: usize = 4 << 20;
+
+/// The program as it is released: one file that needs no other.
+fn small_and_static() -> Result<()> {
+    let program = fs::read(workspace::build_monitor()?)?;
+    if program.len() > LARGEST {
+        anyhow::bail!("{} bytes are more than {LARGEST}", program.len());
+    }
+    // A dynamic program names its interpreter.
+    let name = b"/lib64/ld-linux-x86-64.so.2\0";
+    if program.windows(name.len()).any(|bytes| bytes == name) {
+        anyhow::bail!("it needs an interpreter");
+    }
+    println!("{} KiB", program.len() / 1024);
+    Ok(())
 }
 
 /// The fourth column of Xen's table without nested paging: the processor still

@@ -15,25 +15,23 @@
 //! A program beside the job (`microvm exec`) has this program once more: the same
 //! conversation over connections of its own, in the root file system that is there.
 
-mod agent;
 mod image;
 mod measure;
-mod network;
 mod process;
 mod root;
 mod session;
 mod streams;
-mod system;
 mod wire;
 
 use guest::protocol::{Decoder, MAX_TO_GUEST, Spec, ToGuest, ToHost, VERSION, port};
+use guest::system::{About, Fault, check, power_off};
+use guest::{network, system};
 use process::{Change, NoJob};
 use session::Launcher;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use system::{About, Fault, check, power_off};
 
 /// The connection that everything but the job's streams goes over.
 struct Control {
@@ -47,9 +45,6 @@ struct Control {
 type Alive = Arc<Mutex<Option<libc::pid_t>>>;
 
 fn main() {
-    if let Some(words) = agent::words() {
-        std::process::exit(agent::run(&words));
-    }
     // SAFETY: both calls have no preconditions.
     let first = unsafe {
         libc::umask(0o022);

@@ -3,13 +3,12 @@
 //! Nothing here takes time or counts; that is the host's, who sees the marks
 //! ([`guest::measure`]). What can't be done is told in a line, and the rest goes on.
 
-use crate::network;
-use crate::system::{About, Fault, check, make_directory, mount};
 use guest::measure::{
     BLOCK, DATA_PORT, MARK_PORT, Operation, PACKET, PAGE, PEER, ROOT, SCRATCH, TICK_US, Task,
 };
+use guest::network;
 use guest::protocol::Network;
-use std::alloc::{Layout, alloc_zeroed};
+use guest::system::{About, Fault, check, make_directory, mount, pages};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream, UdpSocket};
@@ -225,26 +224,12 @@ fn mount_root() -> Result<(), Fault> {
     Err(Fault(format!("{}: the kernel knows no file system of it", disk.display())))
 }
 
-/// Memory for direct I/O: whole pages, for good.
-fn pages(len: usize) -> Result<&'static mut [u8], Fault> {
-    let layout = Layout::from_size_align(len, PAGE).map_err(|_| Fault("layout".to_owned()))?;
-    // SAFETY: the layout's size is not zero; the memory is zeroed, large enough and
-    // never given back.
-    unsafe {
-        let start = alloc_zeroed(layout);
-        if start.is_null() {
-            return Err(Fault("no memory".to_owned()));
-        }
-        Ok(std::slice::from_raw_parts_mut(start, len))
-    }
-}
-
 fn disk(amounts: Amounts) -> Result<(), Fault> {
     let path = find(true)?;
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_DIRECT);
     let disk = options.open(&path).about(path.display())?;
-    let buffer = pages(BLOCK)?;
+    let buffer = pages(BLOCK).about("memory")?;
     let small = buffer.get_mut(..PAGE).unwrap_or_default();
     // Neighbours would be put together by nobody, but a real program's are apart.
     let place = |i: u32| u64::from(i).wrapping_mul(37) * PAGE as u64 % SPAN;

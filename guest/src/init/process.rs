@@ -2,9 +2,9 @@
 
 use crate::image;
 use crate::streams::Stdio;
-use crate::system::{About, Fault, c_string, check, pipe};
 use crate::wire::Socket;
 use guest::protocol::{Failure, How, Spec, Usage};
+use guest::system::{About, Fault, c_string, check, pipe};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read};

@@ -11,18 +11,17 @@
 //! write. The new root is entered before anything is put into it, so that no link
 //! of an image leads elsewhere.
 
-use crate::system::{About, Fault, c_string, check, make_directory, mount};
 use guest::protocol::{Disk, File, Lower, Root, Share, Spec, Upper};
+use guest::system::{
+    About, Fault, SAFE, c_string, check, make_directory, mount, mount_kernel_files,
+};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-
-/// Of directories of the host: neither devices nor set-user-ID programs.
-const SAFE: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 /// Where a directory is for as long as one file of it is taken.
 const ASIDE: &str = "/run/bind";
@@ -123,32 +122,6 @@ fn switch(new: &Path) -> Result<(), Fault> {
     // SAFETY: the string ends with NUL.
     check(unsafe { libc::chroot(here.as_ptr()) }).about("chroot")?;
     std::env::set_current_dir("/").about("/")
-}
-
-pub fn mount_kernel_files() -> Result<(), Fault> {
-    let safe = SAFE | libc::MS_NOEXEC;
-    for (kind, path, flags, data) in [
-        ("proc", "/proc", safe, ""),
-        ("sysfs", "/sys", safe, ""),
-        ("devtmpfs", "/dev", libc::MS_NOSUID, "mode=0755"),
-        ("devpts", "/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
-        ("tmpfs", "/dev/shm", SAFE, "mode=1777"),
-        ("mqueue", "/dev/mqueue", safe, ""),
-        ("tmpfs", "/run", SAFE, "mode=0755"),
-    ] {
-        let path = Path::new(path);
-        make_directory(path)?;
-        mount(kind, path, kind, flags, data)?;
-    }
-    for (target, name) in [
-        ("/proc/self/fd", "/dev/fd"),
-        ("/proc/self/fd/0", "/dev/stdin"),
-        ("/proc/self/fd/1", "/dev/stdout"),
-        ("/proc/self/fd/2", "/dev/stderr"),
-    ] {
-        symlink(target, name).about(name)?;
-    }
-    Ok(())
 }
 
 fn mount_share(share: &Share) -> Result<(), Fault> {

@@ -1,8 +1,8 @@
 //! Sessions beside the job: this program once more, told by its arguments where
 //! its ports are, with the job's environment as its own.
 
-use crate::system::{About, Fault, c_string, check};
 use guest::protocol::Spec;
+use guest::system::{About, Fault, c_string, check};
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;

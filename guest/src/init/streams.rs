@@ -9,9 +9,9 @@
 //! end of one side becomes the end of the other: a job that closes its input
 //! stops whoever sends it, and one whose reader has gone gets `SIGPIPE`.
 
-use crate::system::{About, Fault, check, connect, give_to, pipe, shutdown};
 use crate::wire::Line;
 use guest::protocol::{Identity, Streams, Window, port};
+use guest::system::{About, Fault, check, connect, give_to, pipe, shutdown};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

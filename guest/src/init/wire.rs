@@ -9,8 +9,8 @@
 //! launcher.
 
 use crate::streams::{drain, host};
-use crate::system::{About, Fault, check, connect, pipe};
 use guest::protocol::{self, ToHost, port};
+use guest::system::{About, Fault, check, connect, pipe};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,7 +1,7 @@
 //! TCP over the subject's own loopback.
 
-use super::report;
-use super::timing::Budget;
+use crate::report;
+use crate::timing::Budget;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;

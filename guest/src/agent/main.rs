@@ -22,30 +22,18 @@ mod probe;
 mod surface;
 mod timing;
 
-use crate::system::{Fault, make_directory, mount, plain, power_off};
-use crate::{network, root};
-use std::ffi::{OsStr, OsString};
+use guest::network;
+use guest::system::{Fault, make_directory, mount, mount_kernel_files, plain, power_off};
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use timing::Budget;
 
-/// What the program is called where it is this one.
-const NAME: &[u8] = b"agent";
-
-/// Whether it was started as the agent, and with which words.
-pub fn words() -> Option<Vec<OsString>> {
-    let mut words = std::env::args_os();
-    let program = words.next()?;
-    let name = Path::new(&program).file_name().map(OsStr::as_bytes);
-    (name == Some(NAME)).then(|| words.collect())
-}
-
-/// Does what the words say; the exit status.
-pub fn run(words: &[OsString]) -> i32 {
+fn main() {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
     let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).collect();
-    match words.as_slice() {
+    let status = match words.as_slice() {
         ["true"] => 0,
         ["hello"] => say(&ready()),
         ["hold", ..] => hold(),
@@ -70,7 +58,8 @@ pub fn run(words: &[OsString]) -> i32 {
             eprintln!("agent: this is for microvm compare");
             2
         }
-    }
+    };
+    std::process::exit(status);
 }
 
 /// One line, in one write. 1 if nobody reads it.
@@ -139,7 +128,7 @@ fn boot(words: &[&str]) -> i32 {
 }
 
 fn prepare() -> Result<(), Fault> {
-    root::mount_kernel_files()?;
+    mount_kernel_files()?;
     make_directory(Path::new("/tmp"))?;
     mount("tmpfs", Path::new("/tmp"), "tmpfs", 0, "")?;
     network::bring_up(&[])

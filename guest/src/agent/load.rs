@@ -1,8 +1,8 @@
 //! What a program that computes gets: processor, memory, and being left alone.
 
-use super::kernel::Mapping;
-use super::report;
-use super::timing::{Budget, now};
+use crate::kernel::Mapping;
+use crate::report;
+use crate::timing::{Budget, now};
 use std::hint::black_box;
 use std::io;
 

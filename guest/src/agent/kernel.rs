@@ -1,8 +1,8 @@
 //! What system calls cost.
 
-use super::report;
-use super::timing::Budget;
-use crate::system::{check, pipe};
+use crate::report;
+use crate::timing::Budget;
+use guest::system::{check, pipe};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;

@@ -1,12 +1,13 @@
 //! System calls, and what to say when one fails.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::CString;
 use std::fmt;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::Path;
 use std::ptr;
 
@@ -84,6 +85,54 @@ pub fn mount(
         })
     };
     call().map(drop).about(format_args!("mounting {kind} {source} on {}", target.display()))
+}
+
+/// Of directories of the host: neither devices nor set-user-ID programs.
+pub const SAFE: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+
+/// What every root file system of a guest has of its kernel.
+pub fn mount_kernel_files() -> Result<(), Fault> {
+    let safe = SAFE | libc::MS_NOEXEC;
+    for (kind, path, flags, data) in [
+        ("proc", "/proc", safe, ""),
+        ("sysfs", "/sys", safe, ""),
+        ("devtmpfs", "/dev", libc::MS_NOSUID, "mode=0755"),
+        ("devpts", "/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", SAFE, "mode=1777"),
+        ("mqueue", "/dev/mqueue", safe, ""),
+        ("tmpfs", "/run", SAFE, "mode=0755"),
+    ] {
+        let path = Path::new(path);
+        make_directory(path)?;
+        mount(kind, path, kind, flags, data)?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ] {
+        symlink(target, name).about(name)?;
+    }
+    Ok(())
+}
+
+/// Memory as `O_DIRECT` wants it: whole pages, zeroed, for good.
+pub fn pages(len: usize) -> io::Result<&'static mut [u8]> {
+    const PAGE: usize = 4096;
+    let layout = Layout::from_size_align(len, PAGE).map_err(|_| io::ErrorKind::InvalidInput)?;
+    if len == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: the layout's size is not zero; the memory is zeroed, large enough and
+    // never given back.
+    unsafe {
+        let start = alloc_zeroed(layout);
+        if start.is_null() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(std::slice::from_raw_parts_mut(start, len))
+    }
 }
 
 /// Connects to a port of the host.

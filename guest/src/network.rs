@@ -1,7 +1,7 @@
 //! The loopback interface, and the network cards if there are any (`netdevice(7)`).
 
+use crate::protocol::Network;
 use crate::system::{About, Fault, check};
-use guest::protocol::Network;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 

@@ -3,13 +3,12 @@
 //! Past the page cache (`O_DIRECT`) where the file system can: the cache is the
 //! same memory everywhere.
 
-use super::report;
-use super::timing::Budget;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use crate::report;
+use crate::timing::Budget;
+use guest::system::pages;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// How much of the disk is used.
@@ -23,7 +22,7 @@ pub fn measure(budget: Budget, place: &Path) {
     let device = fs::metadata(place).is_ok_and(|meta| meta.file_type().is_block_device());
     let path = if device { place.to_owned() } else { place.join("agent.disk") };
     match open(&path) {
-        Ok(disk) => {
+        Ok(mut disk) => {
             report(NAMES[0], disk.stream(budget, true));
             report(NAMES[1], disk.stream(budget, false));
             report(NAMES[2], disk.random(budget));
@@ -48,7 +47,7 @@ pub fn count(read: Budget, write: Budget, place: &Path, told: impl Fn(&str, io::
     let device = fs::metadata(place).is_ok_and(|meta| meta.file_type().is_block_device());
     let path = if device { place.to_owned() } else { place.join("agent.disk") };
     match open(&path) {
-        Ok(disk) => {
+        Ok(mut disk) => {
             told(NAMES[0], disk.random(read));
             told(NAMES[1], disk.durable(write));
         }
@@ -79,7 +78,7 @@ fn open(path: &Path) -> io::Result<Disk> {
         options
     };
     let filled = |file: File| -> io::Result<Disk> {
-        let disk = Disk { file, buffer: Buffer::new() };
+        let disk = Disk { file, buffer: pages(LARGE)? };
         for at in (0..SIZE).step_by(LARGE) {
             disk.write(LARGE, at)?;
         }
@@ -92,27 +91,21 @@ fn open(path: &Path) -> io::Result<Disk> {
 
 struct Disk {
     file: File,
-    buffer: Buffer,
+    buffer: &'static mut [u8],
 }
 
 impl Disk {
     fn write(&self, len: usize, at: u64) -> io::Result<()> {
-        // SAFETY: the buffer is LARGE bytes long, and `len` is no more.
-        let done = unsafe {
-            libc::pwrite(self.file.as_raw_fd(), self.buffer.0.cast(), len.min(LARGE), at as i64)
-        };
-        whole(done, len)
+        let from = self.buffer.get(..len).unwrap_or_default();
+        whole(self.file.write_at(from, at)?, len)
     }
 
-    fn read(&self, len: usize, at: u64) -> io::Result<()> {
-        // SAFETY: as above, and nobody else uses the buffer.
-        let done = unsafe {
-            libc::pread(self.file.as_raw_fd(), self.buffer.0.cast(), len.min(LARGE), at as i64)
-        };
-        whole(done, len)
+    fn read(&mut self, len: usize, at: u64) -> io::Result<()> {
+        let to = self.buffer.get_mut(..len).unwrap_or_default();
+        whole(self.file.read_at(to, at)?, len)
     }
 
-    fn stream(&self, budget: Budget, write: bool) -> io::Result<Vec<f64>> {
+    fn stream(&mut self, budget: Budget, write: bool) -> io::Result<Vec<f64>> {
         let mut at = 0;
         budget.rate(LARGE, |count| {
             (0..count).try_for_each(|_| {
@@ -122,7 +115,7 @@ impl Disk {
         })
     }
 
-    fn random(&self, budget: Budget) -> io::Result<Vec<f64>> {
+    fn random(&mut self, budget: Budget) -> io::Result<Vec<f64>> {
         let mut x = 88_172_645_463_325_252_u64;
         budget.time(|count| {
             (0..count).try_for_each(|_| {
@@ -134,7 +127,7 @@ impl Disk {
         })
     }
 
-    fn durable(&self, budget: Budget) -> io::Result<Vec<f64>> {
+    fn durable(&mut self, budget: Budget) -> io::Result<Vec<f64>> {
         budget.time(|count| {
             (0..count).try_for_each(|_| {
                 self.write(SMALL, 0)?;
@@ -144,36 +137,6 @@ impl Disk {
     }
 }
 
-fn whole(done: isize, len: usize) -> io::Result<()> {
-    match done {
-        -1 => Err(io::Error::last_os_error()),
-        n if n as usize == len => Ok(()),
-        _ => Err(io::Error::other("less than asked for")),
-    }
-}
-
-/// Memory as `O_DIRECT` wants it.
-struct Buffer(*mut u8);
-
-impl Buffer {
-    const LAYOUT: Layout = match Layout::from_size_align(LARGE, 4096) {
-        Ok(layout) => layout,
-        Err(_) => panic!("a power of two"),
-    };
-
-    fn new() -> Self {
-        // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(Self::LAYOUT) };
-        if start.is_null() {
-            std::alloc::handle_alloc_error(Self::LAYOUT);
-        }
-        Self(start)
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: it was allocated with the same layout.
-        unsafe { dealloc(self.0, Self::LAYOUT) };
-    }
+fn whole(done: usize, len: usize) -> io::Result<()> {
+    if done == len { Ok(()) } else { Err(io::Error::other("less than asked for")) }
 }

@@ -7,8 +7,8 @@
 //! would begin to do harm; that it was allowed says nothing of the host until it
 //! is known whose kernel allowed it, which the boot's id tells.
 
-use super::say;
-use crate::system::plain;
+use crate::say;
+use guest::system::plain;
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
-//! Builds the init of a job's guest: a small static program of crate `guest`,
-//! which becomes part of the runner, packed (RFC 1951).
+//! Builds the programs of crate `guest`, which become part of those that start
+//! guests, packed (RFC 1951).
 //!
-//! Cargo runs again for it, in a target directory of its own: it is built for
+//! Cargo runs again for it, in a target directory of its own: they are built for
 //! size and always static, whatever the rest is built for.
 
 use std::env;
@@ -14,25 +14,31 @@ use std::process::Command;
 /// More of them save nothing, and take seconds.
 const ITERATIONS: NonZeroU64 = NonZeroU64::new(5).unwrap();
 
+/// Their names, and the variables that tell the crate where they are.
+const PROGRAMS: [(&str, &str); 2] =
+    [("microvm-init", "MICROVM_INIT"), ("microvm-agent", "MICROVM_AGENT")];
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const FLAGS: [&str; 3] = [
+const FLAGS: [&str; 4] = [
     "-Ctarget-feature=+crt-static",
     "-Crelocation-model=static",
     "-Clink-arg=-Wl,--no-eh-frame-hdr",
+    // As of the monitor itself: functions with the same code are one.
+    "-Clink-arg=-Wl,--icf=all,-O2",
 ];
 
 fn main() {
     let variable = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
     let out = PathBuf::from(variable("OUT_DIR"));
-    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("..");
+    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("../..");
     let script = "resources/no-unwind.ld";
-    for part in ["guest/src", "guest/Cargo.toml", "Cargo.toml", "job/build.rs", script] {
+    for part in ["guest/src", "guest/Cargo.toml", "Cargo.toml", "guest/programs/build.rs", script] {
         println!("cargo::rerun-if-changed={}", workspace.join(part).display());
     }
     let target = out.join("guest");
     let mut cargo = Command::new(variable("CARGO"));
     cargo
-        .args(["build", "--quiet", "--package", "guest", "--bin", "microvm-init"])
+        .args(["build", "--quiet", "--package", "guest", "--bins"])
         // Everything it needs is there: this crate's own build needs it, too.
         .args(["--profile", "guest", "--target", TARGET, "--frozen"])
         .arg("--manifest-path")
@@ -53,11 +59,14 @@ fn main() {
     let flags = [&FLAGS[..], &[&script]].concat();
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     let status = cargo.status().unwrap_or_else(|error| panic!("starting cargo: {error}"));
-    assert!(status.success(), "building the init of a job's guest: {status}");
-    let built = target.join(TARGET).join("guest/microvm-init");
-    let packed = out.join("microvm-init.deflate");
-    pack(&built, &packed).unwrap_or_else(|error| panic!("packing {}: {error}", built.display()));
-    println!("cargo::rustc-env=MICROVM_INIT={}", packed.display());
+    assert!(status.success(), "building the programs of guests: {status}");
+    for (program, variable) in PROGRAMS {
+        let built = target.join(TARGET).join("guest").join(program);
+        let packed = out.join(program).with_extension("deflate");
+        let done = pack(&built, &packed);
+        done.unwrap_or_else(|error| panic!("packing {}: {error}", built.display()));
+        println!("cargo::rustc-env={variable}={}", packed.display());
+    }
 }
 
 /// Half of the program is what it takes from libc and core: it packs well.

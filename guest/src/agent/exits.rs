@@ -9,8 +9,8 @@
 //!                             ←   a line
 //! ```
 
-use super::timing::{Budget, Exact};
-use super::{disk, kernel, load, report, say};
+use crate::timing::{Budget, Exact};
+use crate::{disk, kernel, load, report, say};
 use std::io;
 use std::path::Path;
 use std::thread::sleep;
