@@ -18,6 +18,7 @@ mod memory;
 mod mpi;
 mod namespaces;
 mod place;
+mod processes;
 pub mod report;
 mod spawn;
 mod stats;

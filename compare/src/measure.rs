@@ -9,8 +9,9 @@ use crate::catalog::{Group, METRICS, Metric, PROBES};
 use crate::command::{DISK, Work, Workshop};
 use crate::host;
 use crate::isolate::{self, Witnesses};
-use crate::report::{Column, Report, VERSION, Value};
-use crate::spawn::{Child, Ended, Signals, end_others, last_words};
+use crate::processes::end_others;
+use crate::report::{Column, NO_GUEST, Report, VERSION, Value};
+use crate::spawn::{Child, Ended, Signals, last_words};
 use crate::subject::Subject;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// Under a minute on real hardware.
+    /// Some seconds for a process or a container, and a start of each machine for each step.
     Quick,
     /// A few minutes.
     Normal,
@@ -396,8 +397,8 @@ impl Run<'_> {
 
 fn why_not(subject: Subject, metric: &Metric) -> String {
     match metric.name {
-        "guest_kernel" | "kvm_ioctls" if !subject.is_machine() => "no guest".to_owned(),
-        _ if metric.group == Group::Exits && !subject.is_machine() => "no guest".to_owned(),
+        "guest_kernel" | "kvm_ioctls" if !subject.is_machine() => NO_GUEST.to_owned(),
+        _ if metric.group == Group::Exits && !subject.is_machine() => NO_GUEST.to_owned(),
         _ => "it did not say".to_owned(),
     }
 }

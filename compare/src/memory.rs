@@ -1,6 +1,6 @@
 //! What an instance takes of the host's memory.
 
-use crate::spawn::processes;
+use crate::processes::processes;
 use std::fs;
 
 /// KiB of a process and all that come from it: `Pss` of `/proc/PID/smaps_rollup`,

@@ -1,6 +1,6 @@
 //! The result as data: what `--json` prints and `compare diff` reads.
 
-use crate::catalog::{Unit, metric_of};
+use crate::catalog::{Group, METRICS, Metric, Unit, metric_of};
 use crate::stats::Summary;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -116,6 +116,20 @@ impl Report {
     pub fn native(&self) -> Option<&Column> {
         self.subject("native")
     }
+}
+
+/// Why a subject that is no machine lacks what is about guests.
+pub const NO_GUEST: &str = "no guest";
+
+/// The rows of a group in a table of these columns: not those about guests where none
+/// of the subjects has one.
+pub fn rows(group: Group, columns: &[&Column]) -> Vec<&'static Metric> {
+    let concerns = |column: &&Column, metric: &Metric| match column.values.get(metric.name) {
+        Some(Value::Missing(why)) => why != NO_GUEST,
+        other => other.is_some(),
+    };
+    let all = METRICS.iter().filter(|metric| metric.group == group);
+    all.filter(|metric| columns.iter().any(|column| concerns(column, metric))).collect()
 }
 
 impl Column {

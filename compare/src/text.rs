@@ -1,7 +1,7 @@
 //! The report for a terminal.
 
 use crate::catalog::{Group, METRICS, Metric, PROBES, digits};
-use crate::report::{Column, Host, Outcome, Report, Value};
+use crate::report::{Column, Host, Outcome, Report, Value, rows};
 use crate::verdict;
 use std::fmt::Write;
 
@@ -75,9 +75,7 @@ fn table(out: &mut String, report: &Report, columns: &[&Column]) {
     out.push('\n');
     let mut reasons: Vec<String> = Vec::new();
     for group in Group::ALL {
-        let rows = METRICS.iter().filter(|metric| metric.group == group);
-        let rows: Vec<&Metric> =
-            rows.filter(|m| columns.iter().any(|c| c.values.contains_key(m.name))).collect();
+        let rows = rows(group, columns);
         if !rows.is_empty() {
             let _ = writeln!(out, "{}", group.title());
         }

@@ -24,17 +24,20 @@ pub fn find(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     found.ok_or(Error::NoKernel { places })
 }
 
+/// Where a distribution has the modules of its kernels, in a directory for each release.
+pub(crate) const MODULES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
+
 /// A kernel of the distribution's under a root: of the release that runs, else the
 /// newest of those that can be read.
 fn installed(root: &Path, running: &str) -> Option<PathBuf> {
     let mut releases = Vec::new();
-    for place in ["usr/lib/modules", "lib/modules"] {
+    for place in MODULES {
         let entries = fs::read_dir(root.join(place)).into_iter().flatten().flatten();
         releases.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
     }
     releases.sort_by_cached_key(|release| (release == running, numbers(release)));
     let kernels = |release: &String| {
-        ["usr/lib/modules", "lib/modules"]
+        MODULES
             .map(|place| root.join(place).join(release).join("vmlinuz"))
             .into_iter()
             .chain([root.join("boot").join(format!("vmlinuz-{release}"))])

@@ -14,6 +14,7 @@
 //! the guest's kernel (`CONFIG_MODULE_DECOMPRESS`).
 
 use crate::Error;
+use crate::kernel::MODULES;
 use flate2::read::GzDecoder;
 use guest::protocol::{Lower, Spec, Upper};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,9 +84,9 @@ fn directory(kernel: &Path, root: &Path) -> Option<PathBuf> {
     let name = kernel.file_name()?.to_str()?;
     let release = name.strip_prefix("vmlinuz-").map(str::to_owned);
     let own = beside.join("modules.builtin").is_file().then(|| beside.to_owned());
-    let installed = release.into_iter().flat_map(|release| {
-        ["usr/lib/modules", "lib/modules"].map(|place| root.join(place).join(&release))
-    });
+    let installed = release
+        .into_iter()
+        .flat_map(|release| MODULES.map(|place| root.join(place).join(&release)));
     let all = own.into_iter().chain(installed).chain([beside.join("modules")]);
     all.into_iter().find(|path| path.is_dir())
 }
@@ -167,16 +168,16 @@ impl Tree {
                 false => Err(format!("{}: no module {name}", self.directory.display())),
             };
         };
-        let module = self.load(path)?;
-        if all.iter().any(|other| other.file == module.file) {
+        let taken = |path: &str, all: &[Module]| all.iter().any(|m| m.file == unpacked_name(path));
+        if taken(path, all) {
             return Ok(());
         }
+        let module = self.load(path)?;
         match before {
             Some(before) => {
                 for path in before {
-                    let module = self.load(path)?;
-                    if !all.contains(&module) {
-                        all.push(module);
+                    if !taken(path, all) {
+                        all.push(self.load(path)?);
                     }
                 }
             }
@@ -196,17 +197,16 @@ impl Tree {
         let file = fs::File::open(&full).map_err(told)?;
         let mut content = Vec::new();
         file.take(LARGEST).read_to_end(&mut content).map_err(told)?;
-        let file = path.rsplit('/').next().unwrap_or(path);
-        let (file, content) = match file.rsplit_once('.') {
-            Some((plain, "gz")) => (plain, unpack(GzDecoder::new(&content[..])).map_err(told)?),
-            Some((plain, "zst")) => {
+        let content = match path.rsplit_once('.') {
+            Some((_, "gz")) => unpack(GzDecoder::new(&content[..])).map_err(told)?,
+            Some((_, "zst")) => {
                 let decoder = ruzstd::decoding::StreamingDecoder::new(&content[..]);
                 let decoder = decoder.map_err(|e| told(std::io::Error::other(e.to_string())))?;
-                (plain, unpack(decoder).map_err(told)?)
+                unpack(decoder).map_err(told)?
             }
-            _ => (file, content),
+            _ => content,
         };
-        Ok(Module { file: file.to_owned(), content })
+        Ok(Module { file: unpacked_name(path).to_owned(), content })
     }
 
     /// What a module says of itself.
@@ -222,6 +222,12 @@ impl Tree {
         let names = String::from_utf8_lossy(value);
         Ok(names.split(',').filter(|n| !n.is_empty()).map(|n| n.replace('-', "_")).collect())
     }
+}
+
+/// The name of a module's file, without what says that we unpack it.
+fn unpacked_name(path: &str) -> &str {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.strip_suffix(".gz").or_else(|| file.strip_suffix(".zst")).unwrap_or(file)
 }
 
 fn unpack(from: impl Read) -> std::io::Result<Vec<u8>> {

@@ -2,7 +2,7 @@
 
 use super::escape;
 use crate::catalog::{Group, METRICS, PROBES, digits};
-use crate::report::{Column, Outcome, Report, Value};
+use crate::report::{Column, Outcome, Report, Value, rows};
 use std::fmt::Write;
 
 /// What each subject sees and may do.
@@ -56,16 +56,17 @@ pub fn figures(page: &mut String, report: &Report, columns: &[&Column]) {
     }
     page.push_str("</tr></thead><tbody>");
     for group in Group::ALL {
+        let rows = rows(group, columns);
+        if rows.is_empty() {
+            continue;
+        }
         let _ = write!(
             page,
             "<tr><th colspan={}>{}</th></tr>",
             columns.len() + 1,
             escape(group.title())
         );
-        for metric in METRICS.iter().filter(|metric| metric.group == group) {
-            if !columns.iter().any(|column| column.values.contains_key(metric.name)) {
-                continue;
-            }
+        for metric in rows {
             let _ = write!(page, "<tr><td>{}</td>", escape(metric.title));
             for column in columns {
                 page.push_str(&cell(report, column, metric));
