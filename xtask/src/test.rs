@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Arguments of the command.
@@ -65,6 +66,15 @@ impl TestArguments {
 
     /// Runs the tests; returns the counts.
     pub fn tally(self) -> Result<Tally> {
+        self.tally_beside(|| Ok(Tally::default()))
+    }
+
+    /// Runs the tests, and `beside` along with those that keep one processor busy;
+    /// returns the counts of both.
+    pub fn tally_beside(
+        self,
+        beside: impl FnOnce() -> Result<Tally> + Send + 'static,
+    ) -> Result<Tally> {
         let mut tally = Tally::default();
         // First of all, because a test that needs it would wait in silence for
         // the kernel to be compiled.
@@ -72,6 +82,16 @@ impl TestArguments {
         let kit = Kit::prepare()?;
         heading("unit tests, property tests, guests");
         tally.add(self.cargo_tests()?);
+        let beside = thread::spawn(beside);
+        tally.add(self.one_at_a_time(&kit));
+        let beside = beside.join().map_err(|_| anyhow::anyhow!("what runs beside panicked"))?;
+        tally.add(beside?);
+        Ok(tally)
+    }
+
+    /// Those with an emulated host of a special kind.
+    fn one_at_a_time(&self, kit: &Kit) -> Tally {
+        let mut tally = Tally::default();
         if self.wants("monitor::is_small_and_static") {
             heading("monitor");
             tally.add(verdict("monitor::is_small_and_static", small_and_static));
@@ -82,7 +102,7 @@ impl TestArguments {
         }
         if self.wants("spectrum::a_pc_waits_for_its_drives_alone") {
             heading("waits");
-            let test = || waits(&kit);
+            let test = || waits(kit);
             tally.add(verdict("spectrum::a_pc_waits_for_its_drives_alone", test));
         }
         if self.wants("vtx::boot_smp_block_and_network") {
@@ -90,10 +110,10 @@ impl TestArguments {
                 tally.skipped += 1;
             } else {
                 heading("VT-x");
-                tally.add(verdict("vtx::boot_smp_block_and_network", || vtx_smoke(&kit)));
+                tally.add(verdict("vtx::boot_smp_block_and_network", || vtx_smoke(kit)));
             }
         }
-        Ok(tally)
+        tally
     }
 
     fn wants(&self, name: &str) -> bool {
