@@ -29,9 +29,6 @@ pub fn tests() -> Vec<Trial> {
     ]
 }
 
-/// Asks for the table.
-const TABLE: &str = "MICROVM_TEST_TABLE";
-
 /// Where a result may differ, where from, and why.
 const DIFFERENCES: [(&str, Runner, &str); LISTED] = [
     ("end.by-SIGTERM", Runner::Crun, AS_STATUS),
@@ -179,11 +176,6 @@ struct Table<'k> {
 }
 
 fn table(user: Option<u32>) -> Verdict {
-    // Not in every run: it is green alone, and has failed behind all others for want of
-    // its root file system, which is not explained yet.
-    if std::env::var_os(TABLE).is_none() {
-        return Ok(Completion::ignored_with(format!("set {TABLE}=1 to run it")));
-    }
     if !kit::has("crun") {
         return Ok(Completion::ignored_with("crun is missing"));
     }
