@@ -118,6 +118,8 @@ fn assemble_root(job: &Job) -> Result<()> {
         }
         system::mount(kind, &at(target), kind, options)?;
     }
+    // As systemd does: limits for those who make groups.
+    let _ = fs::write(at("/sys/fs/cgroup/cgroup.subtree_control"), "+memory +pids");
     fs::create_dir_all(at(SCRATCH))?;
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),
