@@ -2,7 +2,9 @@
 //! what well-known programs measure of the same, in turns.
 //!
 //! Native only: what is to be checked is the measuring, and in the other subjects the
-//! same program measures.
+//! same program measures. `microvm compare` tells medians, which what else runs on the
+//! host does not move; those programs tell averages, with every pause in them. Both of
+//! ours are shown.
 
 use crate::workspace::{check, root, target_directory};
 use anyhow::{Context, Result, bail, ensure};
@@ -55,6 +57,12 @@ const ROWS: [Row; 9] = [
     row("net_stream", "TCP, stream, MiB/s", "iperf3", stream, ""),
 ];
 
+impl Row {
+    fn is_rate(&self) -> bool {
+        self.title.ends_with("/s")
+    }
+}
+
 /// The user's command of both.
 const LOOP: &str = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done";
 /// As far apart as may be without a reason.
@@ -67,7 +75,8 @@ impl ChecksArguments {
         check(Command::new("cargo").args(["build", "--bins"]).current_dir(root()))?;
         let place = target_directory().join("tmp/bench-checks");
         std::fs::create_dir_all(&place)?;
-        let mut ours = vec![Vec::new(); ROWS.len()];
+        let mut medians = vec![Vec::new(); ROWS.len()];
+        let mut averages = vec![Vec::new(); ROWS.len()];
         let mut theirs = vec![Vec::new(); ROWS.len()];
         for turn in 1..=self.turns {
             eprintln!("turn {turn} of {}", self.turns);
@@ -80,26 +89,33 @@ impl ChecksArguments {
                     .iter()
                     .filter_map(Value::as_f64)
                     .collect();
-                ours[at].push(median(samples)?);
+                averages[at].push(average(&samples, row.is_rate()));
+                medians[at].push(median(samples)?);
                 theirs[at].push((row.other)(&place).with_context(|| row.by)?);
             }
         }
         std::fs::remove_dir_all(&place)?;
-        println!("{:<30}{:>12}{:>12}{:>8}  by", "medians", "compare", "other", "ratio");
-        for ((row, ours), theirs) in ROWS.iter().zip(ours).zip(theirs) {
+        println!("{:<28}{:>10}{:>17}{:>17}  by", "", "other", "median", "average");
+        for (at, row) in ROWS.iter().enumerate() {
+            let theirs = median(theirs[at].clone())?;
             let scale = if row.metric == "command" { 1e-6 } else { 1.0 };
-            let (ours, theirs) = (median(ours)? * scale, median(theirs)?);
-            let ratio = ours / theirs;
-            let far = if (ratio - 1.0).abs() > NEAR { "!" } else { " " };
-            let differs = if row.differs.is_empty() { "" } else { " (" };
-            let end = if row.differs.is_empty() { "" } else { ")" };
+            let ours = [median(medians[at].clone())?, median(averages[at].clone())?];
+            let [median, average] = ours.map(|ours| beside(ours * scale, theirs));
+            let differs = if row.differs.is_empty() { "" } else { ", " };
             println!(
-                "{:<30}{ours:>12.0}{theirs:>12.0}{ratio:>7.2}{far}  {}{differs}{}{end}",
+                "{:<28}{theirs:>10.0}{median:>17}{average:>17}  {}{differs}{}",
                 row.title, row.by, row.differs
             );
         }
         Ok(0)
     }
+}
+
+/// A figure of ours and its ratio to another; a mark where they are far apart.
+fn beside(ours: f64, theirs: f64) -> String {
+    let ratio = ours / theirs;
+    let far = if (ratio - 1.0).abs() > NEAR { "!" } else { " " };
+    format!("{ours:.0} ({ratio:.2}){far}")
 }
 
 fn missing() -> Vec<&'static str> {
@@ -113,6 +129,16 @@ fn median(mut samples: Vec<f64>) -> Result<f64> {
     ensure!(!samples.is_empty(), "no samples");
     samples.sort_by(f64::total_cmp);
     Ok((samples[samples.len() / 2] + samples[(samples.len() - 1) / 2]) / 2.0)
+}
+
+/// Of all together, as whoever divides by the whole time tells it: batches are of equal
+/// work, so that it is the harmonic mean of their rates.
+fn average(samples: &[f64], rate: bool) -> f64 {
+    let count = samples.len() as f64;
+    match rate {
+        true => count / samples.iter().map(|rate| 1.0 / rate).sum::<f64>(),
+        false => samples.iter().sum::<f64>() / count,
+    }
 }
 
 /// What it has printed, on both streams.
@@ -250,5 +276,13 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]).unwrap(), 2.0);
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]).unwrap(), 2.5);
         assert!(median(vec![]).is_err());
+    }
+
+    #[test]
+    fn a_pause_is_in_the_average() {
+        // Two MiB at 1 and 4 MiB/s take 1.25 s; two operations take 1 and 4 ns.
+        assert_eq!(average(&[1.0, 4.0], true), 1.6);
+        assert_eq!(average(&[1.0, 4.0], false), 2.5);
+        assert_eq!(beside(12.0, 10.0), "12 (1.20)!");
     }
 }
