@@ -244,6 +244,7 @@ pub fn run(config: &Config, attached: Attached) -> Result<Exit, Error> {
     }
     let shared = Shared { buses, ending: ending.clone(), recorder: attached.recorder };
     let running = start(vcpus, &shared, &counters, &vm, choices.has_board())?;
+    limits::give_back_code();
     sandbox::event_loop(needs(config, &inputs.devices, has_streams)).install()?;
     while !ending.has_ended() {
         // An interrupted wait is no error: the loop looks at `ending` again.
