@@ -169,6 +169,7 @@ mkdir -p "$2$3"; mount --bind "$3" "$2$3"
 
 struct Table<'k> {
     kit: &'k Kit,
+    image: PathBuf,
     place: PathBuf,
     user: Option<u32>,
     kvm: u32,
@@ -195,6 +196,10 @@ fn table(user: Option<u32>) -> Verdict {
         fs::write(place.join(name), text)?;
         fs::set_permissions(place.join(name), fs::Permissions::from_mode(mode))?;
     }
+    // Not where it is: this checkout may be below /tmp, which is about to be another.
+    let image = kit.path("image.ext4");
+    fs::copy(kit::root(), &image)?;
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644))?;
     // As on every host. What users make in the rig's own becomes root's.
     let tmp = ["-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"];
     if !Command::new("mount").args(tmp).status()?.success() {
@@ -208,11 +213,11 @@ fn table(user: Option<u32>) -> Verdict {
     let mut words: Vec<String> = ["", "two words", "\u{fc}\t*\n'\"$\\"].map(String::from).into();
     words.push("x".repeat((128 << 10) - 1));
     words.extend((0..9000).map(|i| format!("argument {i} {}", "y".repeat(i % 150))));
-    let table = Table { kit: &kit, place, user, kvm, words };
+    let table = Table { kit: &kit, image, place, user, kvm, words };
     let rootfs = table.kit.path("rootfs");
     fs::create_dir(&rootfs)?;
     let mut shell = Command::new("sh");
-    shell.args(["-ec", MOUNTS, "sh"]).arg(kit::root()).arg(&rootfs).arg(table.kit.scratch());
+    shell.args(["-ec", MOUNTS, "sh"]).arg(&table.image).arg(&rootfs).arg(table.kit.scratch());
     let mounted = shell.output()?;
     let result = match mounted.status.success() {
         true => table.compare(),
@@ -303,7 +308,7 @@ impl Table<'_> {
                 command
             }
             Runner::Crun => self.crun(words, terminal)?,
-            Runner::Microvm => self.kit.run(&[], kit::root(), words),
+            Runner::Microvm => self.kit.run(&[], &self.image, words),
         };
         command.env_clear().envs(self.environment()).env("ODD", OsStr::from_bytes(b"\xff\xfe;"));
         command.current_dir(&self.place);
