@@ -308,7 +308,7 @@ impl Workshop {
 
     /// A name that no other container has.
     fn container(&self) -> String {
-        format!("microvm-compare-{}-{}", std::process::id(), self.next())
+        format!("{}{}", prefix(), self.next())
     }
 
     /// Where an OCI runtime keeps what it knows of its containers.
@@ -336,7 +336,7 @@ impl Workshop {
                     .status();
             }
         }
-        let ours = format!("microvm-compare-{}-", std::process::id());
+        let ours = prefix();
         cgroup::sweep(&ours);
         // systemd-nspawn leaves one for each where /run is no tmpfs. They are empty.
         for entry in fs::read_dir(PROPAGATED).into_iter().flatten().flatten() {
@@ -378,6 +378,11 @@ impl Drop for Workshop {
     fn drop(&mut self) {
         self.tidy();
     }
+}
+
+/// How the names of all containers and control groups of this process begin.
+fn prefix() -> String {
+    format!("microvm-compare-{}-", std::process::id())
 }
 
 fn placed(words: &[&str], disk: &str) -> Vec<String> {

@@ -7,9 +7,12 @@
 use crate::Error;
 use crate::spawn::{Child, Order, Signals};
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::fs::File;
+use std::io::Read;
+use std::mem;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-use std::{io, mem, ptr};
+use vmm::console::signals::children_fd;
 
 /// System calls of a subject's processes.
 #[derive(Debug, Default)]
@@ -37,53 +40,21 @@ const FLAGS: libc::c_int = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
 /// The type of KVM's ioctls (`linux/kvm.h`).
 const KVMIO: u64 = 0xae;
 
-/// Tells when a process of ours stops or ends.
-struct Stops {
-    signal: OwnedFd,
-    before: libc::sigset_t,
-}
-
-impl Stops {
-    /// Of this thread, until it is dropped.
-    fn take() -> io::Result<Self> {
-        // SAFETY: signal sets are plain data for which zero is a value, and live across
-        // the calls; the descriptor is nobody else's.
-        unsafe {
-            let mut set: libc::sigset_t = mem::zeroed();
-            let mut before: libc::sigset_t = mem::zeroed();
-            libc::sigaddset(&mut set, libc::SIGCHLD);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);
-            let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(Self { signal: OwnedFd::from_raw_fd(fd), before })
-        }
+/// Until a process of ours stops or ends, or a moment: another thread may have taken
+/// the signal.
+fn wait(stops: &mut File, signals: &Signals) -> Result<(), Error> {
+    let moment = Instant::now() + Duration::from_millis(100);
+    if signals.wait(&[stops.as_raw_fd()], moment)? == [true] {
+        // One signal; which it was, waitpid tells.
+        let _ = stops.read(&mut [0; size_of::<libc::signalfd_siginfo>()]);
     }
-
-    /// Until the next, or a moment: another thread may have taken the signal.
-    fn wait(&self, signals: &Signals) -> Result<(), Error> {
-        let fd = self.signal.as_raw_fd();
-        if signals.wait(&[fd], Instant::now() + Duration::from_millis(100))? == [true] {
-            let mut buffer = [0u8; 128];
-            // SAFETY: the buffer is as long as the call is told: one signalfd_siginfo.
-            unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Stops {
-    fn drop(&mut self) {
-        // SAFETY: the set is this thread's of before.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
-    }
+    Ok(())
 }
 
 /// Runs it to its end and counts.
 pub fn count(mut order: Order, signals: &Signals, limit: Duration) -> Result<Calls, Error> {
     order.traced = true;
-    let stops = Stops::take().map_err(Error::host("signals"))?;
+    let mut stops = children_fd().map_err(Error::host("signals"))?;
     let mut child = Child::start(order).map_err(Error::Subject)?;
     child.let_go();
     let deadline = Instant::now() + limit;
@@ -102,7 +73,7 @@ pub fn count(mut order: Order, signals: &Signals, limit: Duration) -> Result<Cal
         if pid == 0 {
             // Asleep, and not in turns with it: each of them would cost a guest on one
             // processor an exit, and an emulated one what it knows of its pages.
-            stops.wait(signals)?;
+            wait(&mut stops, signals)?;
             continue;
         }
         if pid < 0 {

@@ -23,13 +23,7 @@ const JOB: &[libc::c_int] = &[libc::SIGTSTP, libc::SIGCONT];
 pub fn signal_fd() -> io::Result<File> {
     let set = not_ignored(STOP)?;
     mask(libc::SIG_BLOCK, &set)?;
-    // SAFETY: the set is initialized.
-    let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and only ours.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    descriptor(&set)
 }
 
 /// Blocks what a shell's job control sends, for a [`JobControl`] to read. Only
@@ -45,9 +39,21 @@ pub fn block_resize() -> io::Result<()> {
 
 /// A descriptor that is readable when the terminal has another size.
 pub fn resize_fd() -> io::Result<File> {
-    let set = set_of(&[libc::SIGWINCH]);
+    descriptor(&set_of(&[libc::SIGWINCH]))
+}
+
+/// A descriptor that is readable when a process of ours has stopped or ended: that
+/// signal is blocked on this thread from now on.
+pub fn children_fd() -> io::Result<File> {
+    let set = set_of(&[libc::SIGCHLD]);
+    mask(libc::SIG_BLOCK, &set)?;
+    descriptor(&set)
+}
+
+/// What signals of a set are read from.
+fn descriptor(set: &libc::sigset_t) -> io::Result<File> {
     // SAFETY: the set is initialized.
-    let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+    let fd = unsafe { libc::signalfd(-1, set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
