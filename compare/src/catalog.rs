@@ -142,14 +142,22 @@ const fn metric(name: &'static str, title: &'static str, unit: Unit, group: Grou
 /// All measurements.
 pub const METRICS: &[Metric] = &[
     metric("start_exec", "start to the program's first line", Unit::Nanoseconds, Group::Start),
-    metric("start_exit", "start to the end of all", Unit::Nanoseconds, Group::Start),
+    metric("start_made", "of it, before its kernel or program", Unit::Nanoseconds, Group::Start),
     metric("guest_kernel", "of it, since its kernel began", Unit::Nanoseconds, Group::Start),
+    metric("start_exit", "start to the end of all", Unit::Nanoseconds, Group::Start),
+    metric("start_end", "of it, after the program's line", Unit::Nanoseconds, Group::Start),
     metric("starts_1", "starts, one at a time", Unit::PerSecond, Group::Start),
+    metric("starts_2", "starts, 2 at once", Unit::PerSecond, Group::Start),
+    metric("starts_4", "starts, 4 at once", Unit::PerSecond, Group::Start),
+    metric("starts_8", "starts, 8 at once", Unit::PerSecond, Group::Start),
+    metric("starts_16", "starts, 16 at once", Unit::PerSecond, Group::Start),
+    metric("starts_32", "starts, 32 at once", Unit::PerSecond, Group::Start),
+    metric("starts_64", "starts, 64 at once", Unit::PerSecond, Group::Start),
     metric("starts_n", "starts, one for each processor", Unit::PerSecond, Group::Start),
     metric("command", "the command, start to end", Unit::Nanoseconds, Group::Start),
     metric("memory_pss", "its processes (PSS)", Unit::Kibibytes, Group::Memory),
     metric("memory_host", "less free on the host", Unit::Kibibytes, Group::Memory),
-    metric("density", "instances, by that", Unit::PerGib, Group::Memory),
+    metric("density", "instances, tried together", Unit::PerGib, Group::Memory),
     metric("getpid", "getpid", Unit::Nanoseconds, Group::Kernel),
     metric("clock", "clock_gettime", Unit::Nanoseconds, Group::Kernel),
     metric("read", "read of a byte, /dev/zero", Unit::Nanoseconds, Group::Kernel),
@@ -196,6 +204,27 @@ pub const METRICS: &[Metric] = &[
     metric("kvm_ioctls", "different ioctls of KVM", Unit::Count, Group::Surface),
     metric("kinds_allowed", "system calls a filter lets through", Unit::Count, Group::Surface),
 ];
+
+/// How many starts are tried at once where there are so many processors, and what the
+/// measurement is called: from one to all of them, doubling.
+pub fn at_once(processors: usize) -> impl Iterator<Item = (&'static str, usize)> {
+    const BETWEEN: [(&str, usize); 7] = [
+        ("starts_1", 1),
+        ("starts_2", 2),
+        ("starts_4", 4),
+        ("starts_8", 8),
+        ("starts_16", 16),
+        ("starts_32", 32),
+        ("starts_64", 64),
+    ];
+    let fewer = move |(_, count): &(&str, usize)| *count == 1 || *count < processors;
+    BETWEEN.into_iter().filter(fewer).chain([("starts_n", processors)])
+}
+
+/// Whether a measurement is none of a host with so many processors.
+pub fn is_beyond(metric: &str, processors: usize) -> bool {
+    metric.starts_with("starts_") && at_once(processors).all(|(name, _)| name != metric)
+}
 
 /// A measurement by its name.
 pub fn metric_of(name: &str) -> Option<&'static Metric> {
@@ -284,6 +313,17 @@ mod tests {
         ] {
             assert_eq!(unit.show(value), text);
         }
+    }
+
+    #[test]
+    fn starts_are_tried_from_one_at_a_time_to_all_processors() {
+        let counts = |processors| at_once(processors).map(|(_, n)| n).collect::<Vec<_>>();
+        assert_eq!(counts(1), [1, 1]);
+        assert_eq!(counts(2), [1, 2]);
+        assert_eq!(counts(6), [1, 2, 4, 6]);
+        assert_eq!(counts(64), [1, 2, 4, 8, 16, 32, 64]);
+        assert!(at_once(200).all(|(name, _)| metric_of(name).is_some()));
+        assert!(is_beyond("starts_2", 2) && !is_beyond("starts_2", 3) && !is_beyond("tlb", 1));
     }
 
     #[test]

@@ -1,22 +1,19 @@
 //! How each subject is started: one program, in the way that its users would.
 
+mod tool;
+
 use crate::Error;
-use crate::cgroup::{self, Group};
+use crate::cgroup::Group;
 use crate::namespaces::Setup;
 use crate::place::Place;
-use crate::spawn::{Order, last_words};
-use crate::subject::{Subject, Tool};
-use serde_json::{Value, json};
+use crate::spawn::Order;
+use crate::subject::Subject;
 use std::cell::Cell;
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use vmm::host::find_command;
 
-/// Where systemd-nspawn keeps a directory for each container.
-const PROPAGATED: &str = "/run/systemd/nspawn/propagate";
 /// Of every virtual machine.
 const MEMORY: &str = "256M";
 /// Stands for the directory or disk where a subject's disk is measured.
@@ -215,174 +212,6 @@ impl Workshop {
         ];
         Order::new(&self.microvm, words.iter().chain(counted)).map_err(Error::host("arguments"))
     }
-
-    fn tool(&self, tool: Tool, work: Work) -> Result<Order, Error> {
-        let program = find_command(tool.program()).ok_or_else(|| cannot("not installed"))?;
-        let place = &self.place;
-        let rootfs = place.rootfs().to_string_lossy().into_owned();
-        let mut words: Vec<String> = Vec::new();
-        let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
-        let (Work::Agent(agent) | Work::Counted(agent)) = work else {
-            let (Work::Command(command) | Work::Parallel(command)) = work else {
-                return Err(cannot("nothing to do"));
-            };
-            if tool != Tool::Bwrap {
-                return Err(cannot("it needs an image: bwrap and ns:all run the host's programs"));
-            }
-            add(&[
-                "--unshare-all",
-                "--die-with-parent",
-                "--dev-bind",
-                "/",
-                "/",
-                "--proc",
-                "/proc",
-                "--",
-            ]);
-            words.extend_from_slice(command);
-            return Order::new(&program, words).map_err(Error::host("arguments"));
-        };
-        let mut inside = vec!["/agent".to_owned()];
-        inside.extend(placed(agent, "/scratch"));
-        match tool {
-            Tool::Bwrap => add(&[
-                "--unshare-all",
-                "--die-with-parent",
-                "--bind",
-                &rootfs,
-                "/",
-                "--proc",
-                "/proc",
-                "--dev",
-                "/dev",
-                "--tmpfs",
-                "/tmp",
-                "--",
-            ]),
-            Tool::Crun | Tool::Runc => {
-                let bundle = self.bundle(&program, &inside)?;
-                let state = self.state(tool).to_string_lossy().into_owned();
-                let id = self.container();
-                add(&["--root", &state]);
-                if tool == Tool::Crun && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-                    add(&["--cgroup-manager", "disabled"]);
-                }
-                add(&["run", "--bundle", &bundle.to_string_lossy(), &id]);
-                inside.clear();
-            }
-            Tool::Podman => {
-                let of = |name: &str| place.path().join(name).to_string_lossy().into_owned();
-                add(&[
-                    "--root",
-                    &of("podman"),
-                    "--runroot",
-                    &of("podman-run"),
-                    "--log-level",
-                    "error",
-                ]);
-                add(&["run", "--rm", "--interactive", "--network", "none", "--log-driver", "none"]);
-                add(&["--rootfs", &rootfs]);
-            }
-            Tool::Nspawn => add(&[
-                "--quiet",
-                // Without these two it asks systemd for a scope, which a container's
-                // host need not have.
-                "--register=no",
-                "--keep-unit",
-                &format!("--machine={}", self.container()),
-                "--private-network",
-                "--pipe",
-                "--directory",
-                &rootfs,
-            ]),
-            Tool::Apptainer => add(&["--silent", "exec", "--containall", "--writable", &rootfs]),
-        }
-        words.extend(inside);
-        let order = Order::new(&program, words).map_err(Error::host("arguments"))?;
-        Ok(match tool {
-            // Several at once share the directory, as those of other tools do.
-            Tool::Nspawn => order.with(c"SYSTEMD_NSPAWN_LOCK=0"),
-            _ => order,
-        })
-    }
-
-    /// A name that no other container has.
-    fn container(&self) -> String {
-        format!("{}{}", prefix(), self.next())
-    }
-
-    /// Where an OCI runtime keeps what it knows of its containers.
-    fn state(&self, tool: Tool) -> PathBuf {
-        self.place.path().join(format!("state-{}", tool.program()))
-    }
-
-    /// Takes away what runtimes have left of containers that were killed.
-    pub fn tidy(&self) {
-        for tool in [Tool::Crun, Tool::Runc] {
-            let state = self.state(tool);
-            let Ok(left) = fs::read_dir(&state) else { continue };
-            for container in left.flatten() {
-                let Some(program) = find_command(tool.program()) else { continue };
-                let mut delete = Command::new(program);
-                delete
-                    .arg("--root")
-                    .arg(&state)
-                    .args(["delete", "--force"])
-                    .arg(container.file_name());
-                let _ = delete
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .status();
-            }
-        }
-        let ours = prefix();
-        cgroup::sweep(&ours);
-        // systemd-nspawn leaves one for each where /run is no tmpfs. They are empty.
-        for entry in fs::read_dir(PROPAGATED).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&ours) {
-                let _ = fs::remove_dir(entry.path());
-            }
-        }
-    }
-
-    /// A bundle as the runtime itself would describe it, but for its program.
-    fn bundle(&self, runtime: &Path, arguments: &[String]) -> Result<PathBuf, Error> {
-        let bundle = self.place.path().join(format!("bundle{}", self.next()));
-        fs::create_dir(&bundle).map_err(Error::host("bundle"))?;
-        let mut spec = Command::new(runtime);
-        spec.arg("spec").current_dir(&bundle).stdin(Stdio::null());
-        // SAFETY: geteuid has no preconditions.
-        if unsafe { libc::geteuid() } != 0 {
-            spec.arg("--rootless");
-        }
-        let made = spec.output().map_err(Error::host("OCI runtime"))?;
-        if !made.status.success() {
-            let text = String::from_utf8_lossy(&made.stderr).into_owned();
-            return Err(cannot(
-                last_words(&text).unwrap_or_else(|| "it makes no configuration".into()),
-            ));
-        }
-        let path = bundle.join("config.json");
-        let text = fs::read(&path).map_err(Error::host("bundle"))?;
-        let mut config: Value = serde_json::from_slice(&text).map_err(|e| cannot(e.to_string()))?;
-        config["process"]["args"] = json!(arguments);
-        config["process"]["terminal"] = json!(false);
-        config["root"] = json!({ "path": self.place.rootfs(), "readonly": false });
-        fs::write(&path, config.to_string()).map_err(Error::host("bundle"))?;
-        Ok(bundle)
-    }
-}
-
-impl Drop for Workshop {
-    fn drop(&mut self) {
-        self.tidy();
-    }
-}
-
-/// How the names of all containers and control groups of this process begin.
-fn prefix() -> String {
-    format!("microvm-compare-{}-", std::process::id())
 }
 
 fn placed(words: &[&str], disk: &str) -> Vec<String> {

@@ -33,6 +33,14 @@ pub fn examine() -> Host {
     }
 }
 
+/// Nanoseconds since this host's kernel began (`CLOCK_BOOTTIME`).
+pub fn uptime() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure lives across the call; on an error it stays zero.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
 /// How many processors this process may use.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

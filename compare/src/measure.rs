@@ -5,7 +5,7 @@
 mod steps;
 
 use crate::Error;
-use crate::catalog::{Group, METRICS, Metric, PROBES};
+use crate::catalog::{Group, METRICS, Metric, PROBES, is_beyond};
 use crate::command::{DISK, Work, Workshop};
 use crate::host;
 use crate::isolate::{self, Witnesses};
@@ -49,8 +49,8 @@ impl Effort {
         };
         match self {
             Self::Quick => of(9, 2, 400, 2, "300", "15", 1),
-            Self::Normal => of(21, 8, 1500, 3, "500", "31", 4),
-            Self::Full => of(60, 40, 5000, 5, "1000", "51", 8),
+            Self::Normal => of(21, 8, 1500, 3, "500", "31", 8),
+            Self::Full => of(60, 40, 5000, 5, "1000", "51", 64),
         }
     }
 }
@@ -67,6 +67,7 @@ struct Amounts {
     /// host falls into some of the batches and not into all.
     batch: &'static str,
     batches: &'static str,
+    /// Instances at once, beside the first, whose memory is looked at.
     holders: usize,
 }
 
@@ -153,9 +154,9 @@ impl Run<'_> {
         let phases = 9 + self.amounts.rounds + usize::from(!options.command.is_empty());
         self.all = phases * self.entries.len();
         self.each("trial", Self::trial)?;
-        self.starts(Work::Agent(&["hello"]), ["start_exec", "start_exit"])?;
+        self.starts(Work::Agent(&["hello"]))?;
         if !options.command.is_empty() {
-            self.starts(Work::Command(&options.command), ["", "command"])?;
+            self.starts(Work::Command(&options.command))?;
         }
         self.each("starts a second", Self::rate)?;
         self.each("memory", Self::memory)?;
@@ -234,7 +235,7 @@ impl Run<'_> {
     }
 
     /// Starts each in turn, until there are enough or it takes too long.
-    fn starts(&mut self, work: Work, names: [&str; 2]) -> Result<(), Error> {
+    fn starts(&mut self, work: Work) -> Result<(), Error> {
         let mut spent: Vec<Duration> = vec![Duration::ZERO; self.entries.len()];
         for round in 0..self.amounts.starts {
             let count = self.entries.len();
@@ -250,7 +251,7 @@ impl Run<'_> {
                 }
                 let began = Instant::now();
                 self.turn(at, "starts", &mut |run, subject, column| {
-                    run.start(subject, column, work, names)
+                    run.start(subject, column, work)
                 })?;
                 if let Some(spent) = spent.get_mut(at) {
                     *spent += began.elapsed();
@@ -260,30 +261,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn start(
-        &mut self,
-        subject: Subject,
-        column: &mut Column,
-        work: Work,
-        names: [&str; 2],
-    ) -> Result<(), Error> {
-        let [first, last] = names;
-        match self.time(subject, work) {
-            Ok((ready, boot, took)) => {
-                column.add(last, sample(took));
-                if let Some(ready) = ready {
-                    column.add(first, sample(ready));
-                }
-                if subject.is_machine()
-                    && let Some(boot) = boot
-                {
-                    column.add("guest_kernel", Value::Samples(vec![boot]));
+    fn start(&mut self, subject: Subject, column: &mut Column, work: Work) -> Result<(), Error> {
+        let timed = match work {
+            Work::Command(_) | Work::Parallel(_) => self.time_command(subject, work),
+            Work::Agent(_) | Work::Counted(_) => self.time(subject, work),
+        };
+        match timed {
+            Ok(parts) => {
+                for (name, nanoseconds) in parts {
+                    column.add(name, Value::Samples(vec![nanoseconds]));
                 }
                 Ok(())
             }
             Err(Error::Subject(why)) => {
-                for name in names.iter().filter(|name| !name.is_empty()) {
-                    column.add(name, Value::Missing(why.clone()));
+                match work {
+                    Work::Command(_) | Work::Parallel(_) => column.lack(&["command"], &why),
+                    Work::Agent(_) | Work::Counted(_) => {
+                        column.lack(&["start_exec", "start_made", "start_exit", "start_end"], &why);
+                    }
                 }
                 Ok(())
             }
@@ -291,32 +286,42 @@ impl Run<'_> {
         }
     }
 
-    /// From start to the first line and to the end; and how long the kernel that it
-    /// runs on had been up then.
-    fn time(
-        &self,
-        subject: Subject,
-        work: Work,
-    ) -> Result<(Option<Duration>, Option<f64>, Duration), Error> {
+    /// From start to the end of a program of the user's.
+    fn time_command(&self, subject: Subject, work: Work) -> Result<Parts, Error> {
         let mut child =
             Child::start(self.workshop.order(subject, work)?).map_err(Error::Subject)?;
         child.let_go();
-        let Work::Agent(_) = work else {
-            let ended = child.finish(self.signals, LIMIT)?;
-            return match libc::WIFEXITED(ended.status) {
-                true if [126, 127].contains(&libc::WEXITSTATUS(ended.status)) => {
-                    Err(Error::Subject(
-                        last_words(&ended.text).unwrap_or_else(|| "can't be executed".into()),
-                    ))
-                }
-                _ => Ok((None, None, ended.took)),
-            };
-        };
-        let ready = child.until("@ready", self.signals, LIMIT)?;
-        let line = child.line("@ready").unwrap_or_default();
-        let boot = line.split_whitespace().nth(1).and_then(|time| time.parse().ok());
         let ended = child.finish(self.signals, LIMIT)?;
-        Ok((Some(ready), boot, ended.took))
+        let status = ended.status;
+        if libc::WIFEXITED(status) && [126, 127].contains(&libc::WEXITSTATUS(status)) {
+            let why = last_words(&ended.text).unwrap_or_else(|| "can't be executed".into());
+            return Err(Error::Subject(why));
+        }
+        Ok(vec![("command", nanoseconds(ended.took))])
+    }
+
+    /// From start to the agent's first line and to the end, and where the time goes: the
+    /// agent tells how long the kernel that it runs on had been up when it began, which
+    /// in a guest is the guest's own.
+    fn time(&self, subject: Subject, work: Work) -> Result<Parts, Error> {
+        let order = self.workshop.order(subject, work)?;
+        let before = host::uptime();
+        let mut child = Child::start(order).map_err(Error::Subject)?;
+        child.let_go();
+        let ready = nanoseconds(child.until("@ready", self.signals, LIMIT)?);
+        let line = child.line("@ready").unwrap_or_default();
+        let up: Option<f64> = line.split_whitespace().nth(1).and_then(|time| time.parse().ok());
+        let all = nanoseconds(child.finish(self.signals, LIMIT)?.took);
+        let mut parts =
+            vec![("start_exec", ready), ("start_exit", all), ("start_end", all - ready)];
+        match up {
+            Some(up) if subject.is_machine() => {
+                parts.extend([("start_made", ready - up), ("guest_kernel", up)]);
+            }
+            Some(up) => parts.push(("start_made", up - before)),
+            None => {}
+        }
+        Ok(parts)
     }
 
     /// Operations, each subject in turn, again until there is enough or it takes too
@@ -386,8 +391,10 @@ impl Run<'_> {
             if column.skipped.is_some() {
                 continue;
             }
+            let processors = host::processors();
             for metric in METRICS.iter().filter(|metric| command || metric.name != "command") {
-                if !column.values.contains_key(metric.name) {
+                let there = column.values.contains_key(metric.name);
+                if !there && !is_beyond(metric.name, processors) {
                     column.add(metric.name, Value::Missing(why_not(*subject, metric)));
                 }
             }
@@ -403,8 +410,11 @@ fn why_not(subject: Subject, metric: &Metric) -> String {
     }
 }
 
-fn sample(duration: Duration) -> Value {
-    Value::Samples(vec![duration.as_nanos() as f64])
+/// Measurements of one start, in nanoseconds.
+type Parts = Vec<(&'static str, f64)>;
+
+fn nanoseconds(duration: Duration) -> f64 {
+    duration.as_nanos() as f64
 }
 
 /// The agent's lines.

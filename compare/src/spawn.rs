@@ -143,6 +143,8 @@ pub struct Child {
     faults: File,
     input: Option<OwnedFd>,
     text: Vec<u8>,
+    /// When there was something of it last.
+    at: Instant,
     ended: Option<(i32, Instant)>,
     _group: Option<Group>,
 }
@@ -208,6 +210,7 @@ impl Child {
             faults: File::from(faults),
             input: Some(input),
             text: Vec::new(),
+            at: start,
             ended: None,
             _group: order.group,
         })
@@ -233,7 +236,8 @@ impl Child {
         let deadline = Instant::now() + limit;
         loop {
             if words.iter().any(|word| self.line(word).is_some()) {
-                return Ok(self.start.elapsed());
+                // Never later than its end, which may be seen in the same moment.
+                return Ok(self.at - self.start);
             }
             if self.ended.is_some() {
                 return Err(Error::Subject(self.why("ended before it said anything")));
@@ -299,6 +303,7 @@ impl Child {
     fn step(&mut self, signals: &Signals, deadline: Instant) -> Result<bool, Error> {
         let ready = signals.wait(&[self.output.as_raw_fd(), self.end_fd()], deadline)?;
         let at = Instant::now();
+        self.at = at;
         if ready.get(1) == Some(&true) {
             self.reap(at);
         }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use target::Target;
 use vmm::exit::status;
+use vmm::host::find_command;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +27,7 @@ Examples:
       Native, containers and every mode of virtual machines, side by side.
   microvm compare --subjects ns,crun --full --json > today.json
       Every namespace by itself, all of them, and crun.
-  microvm compare --command sh -c 'sort big >/dev/null'
+  microvm compare --command 'sort big >/dev/null'
       A program of your own, in everything that can run this host's programs.
   microvm compare diff yesterday.json today.json
       What has changed by more than chance.
@@ -90,7 +91,7 @@ struct CompareArgs {
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
 
-    /// A program of this host to be measured as well, and its arguments
+    /// A program and its arguments, to be measured too, or a line for sh
     #[arg(long = "command", value_name = "PROGRAM…", num_args = 1.., allow_hyphen_values = true)]
     program: Vec<String>,
 }
@@ -223,7 +224,7 @@ impl CompareArgs {
         };
         let options = Options {
             subjects: self.subjects.map_or_else(Subject::few, |subjects| subjects.0),
-            command: self.program,
+            command: shell_line(self.program),
             effort,
             kernel: self.kernel,
             microvm,
@@ -232,6 +233,16 @@ impl CompareArgs {
         let report = ::compare::run(&options, &mut line);
         line.clear();
         tell(report?, page, self.json, self.samples)
+    }
+}
+
+/// A single word with blanks that is no program's name is a line for the shell.
+fn shell_line(words: Vec<String>) -> Vec<String> {
+    match words.as_slice() {
+        [line] if line.contains(char::is_whitespace) && find_command(line).is_none() => {
+            vec!["sh".to_owned(), "-c".to_owned(), line.clone()]
+        }
+        _ => words,
     }
 }
 
@@ -302,6 +313,15 @@ impl Progress for Line {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn a_word_with_blanks_is_a_line_for_the_shell() {
+        let line = |words: &[&str]| shell_line(words.iter().map(|w| (*w).to_owned()).collect());
+        assert_eq!(line(&["sort big"]), ["sh", "-c", "sort big"]);
+        assert_eq!(line(&["sort", "big file"]), ["sort", "big file"]);
+        assert_eq!(line(&["sort"]), ["sort"]);
+        assert!(line(&[]).is_empty());
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_its_help_fits_a_terminal() {

@@ -1,7 +1,7 @@
 //! The balloon, seen from the guest and from the host; and the entropy device's
 //! limit.
 
-use crate::guest::{Guest, Outcome, Started, check};
+use crate::guest::{Guest, LIMIT, Outcome, Started, check};
 use crate::{Verdict, trial};
 use libtest_mimic::{Completion, Trial};
 use std::io::{self, Write};
@@ -38,7 +38,7 @@ fn resident(started: &Started) -> Result<u64, String> {
 
 /// Waits until no more than so many MiB are held.
 fn shrinks(started: &Started, most: u64) -> Result<u64, String> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     loop {
         let now = resident(started)?;
         if now <= most || Instant::now() > deadline {

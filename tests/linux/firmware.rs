@@ -137,7 +137,7 @@ fn debian() -> Verdict {
     let guest = guest.arg("--net").arg("user,backend=internal");
     let mut started = guest.stdin(input).start();
     // Every sector that the BIOS reads is some ten exits, and Debian's init asks much.
-    started.deadline += Duration::from_secs(180);
+    started.deadline += Duration::from_secs(300);
     started.expect("GRUB loads Debian")?;
     started.expect("microvm login:")?;
     keyboard.write_all(b"root\n")?;

@@ -55,7 +55,7 @@ fn shell(transport: &str, with_port: bool) -> Verdict {
     expect_status(session.end()?, 0)
 }
 
-const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
+const LIMIT: Option<Duration> = Some(crate::guest::LIMIT);
 const BYTES: u32 = 4 << 20;
 
 fn connect(path: &Path, started: &Started) -> io::Result<UnixStream> {

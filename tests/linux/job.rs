@@ -87,6 +87,21 @@ impl Kit {
     }
 }
 
+/// Gives it what a job is to have from whoever starts it, and few have: a limit, a umask
+/// and an ignored signal.
+pub fn inherit(command: &mut Command) {
+    // SAFETY: the calls take numbers, and a struct that outlives them.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit { rlim_cur: 200, rlim_max: 3000 };
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            libc::umask(0o027);
+            libc::signal(libc::SIGUSR2, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+}
+
 /// Makes a command an ordinary user's, one of those who may use KVM.
 pub fn as_user(command: &mut Command, uid: u32, kvm: u32) {
     // SAFETY: the child makes system calls with numbers, and a list that it owns.
@@ -182,16 +197,7 @@ fn given(user: Option<u32>) -> Verdict {
         if let Some(user) = user {
             as_user(&mut command, user, kvm);
         }
-        // SAFETY: the calls take numbers, and a struct that outlives them.
-        unsafe {
-            command.pre_exec(|| {
-                let limit = libc::rlimit { rlim_cur: 200, rlim_max: 3000 };
-                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-                libc::umask(0o027);
-                libc::signal(libc::SIGUSR2, libc::SIG_IGN);
-                Ok(())
-            });
-        }
+        inherit(&mut command);
         let input = (0..BYTES).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
         complete(command, input)
     };

@@ -6,7 +6,7 @@
 //! stays true.
 
 use crate::console::Session;
-use crate::job::{Kit, Told, as_user, complete, end, open_kvm_to};
+use crate::job::{Kit, Told, as_user, complete, end, inherit, open_kvm_to};
 use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
 use serde_json::json;
@@ -321,16 +321,7 @@ impl Table<'_> {
         if runner == Runner::Crun {
             command.current_dir(self.kit.path("bundle"));
         }
-        // SAFETY: the calls take numbers, and a struct that outlives them.
-        unsafe {
-            command.pre_exec(|| {
-                let limit = libc::rlimit { rlim_cur: 200, rlim_max: 3000 };
-                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-                libc::umask(0o027);
-                libc::signal(libc::SIGUSR2, libc::SIG_IGN);
-                Ok(())
-            });
-        }
+        inherit(&mut command);
         Ok(command)
     }
 

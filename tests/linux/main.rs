@@ -35,13 +35,19 @@ mod vsock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// What a test returns: it held, it says why it can't run here, or it failed.
 type Verdict = Result<Completion, Failed>;
 
-/// One test by name.
+/// One test by name. How long it took is told before its verdict, for [`LONG`].
 fn trial(name: &'static str, test: fn() -> Verdict) -> Trial {
-    Trial::ignorable_test(name, test)
+    Trial::ignorable_test(name, move || {
+        let start = Instant::now();
+        let verdict = test();
+        print!("({} s) ", start.elapsed().as_secs());
+        verdict
+    })
 }
 
 fn main() -> ExitCode {

@@ -1,6 +1,6 @@
 //! virtio-net on a TAP, with the host's own network stack at the other end.
 
-use crate::guest::{Guest, check};
+use crate::guest::{Guest, LIMIT, check};
 use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
 use serde_json::Value;
@@ -95,9 +95,7 @@ impl HostTap {
         let port = listener.local_addr()?.port();
         let sent = data.to_vec();
         let serve = std::thread::spawn(move || {
-            let limited = |stream: TcpStream| {
-                stream.set_read_timeout(Some(Duration::from_secs(60))).map(|()| stream)
-            };
+            let limited = |stream: TcpStream| stream.set_read_timeout(Some(LIMIT)).map(|()| stream);
             let mut out = limited(listener.accept()?.0)?;
             out.write_all(&sent)?;
             drop(out);

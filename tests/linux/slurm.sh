@@ -87,6 +87,8 @@ echo "== pmi2 natively"; run --mpi=pmi2 -n 2 "$mpich"
 echo "== pmix natively"; run --mpi=pmix -n 2 "$openmpi"
 echo "== pmi2"; run --mpi=pmi2 -n 2 $microvm run --memory 512M host "$mpich"
 echo "== pmix"; run --mpi=pmix -n 2 $microvm run --memory 512M host "$openmpi"
+echo "== pmi2 apart"; run --mpi=pmi2 -n 2 $microvm run --join never --memory 256M host "$mpich"
+echo "== pmix apart"; run --mpi=pmix -n 2 $microvm run --join never --memory 256M host "$openmpi"
 
 echo "== statuses"
 run $vm host sh -c 'exit 7'; echo $?

@@ -3,7 +3,7 @@
 //! The monitor has no capabilities here, so that it can do no more than any
 //! user's program.
 
-use crate::guest::{Guest, check};
+use crate::guest::{Guest, LIMIT, check};
 use crate::net::{self, HostTap};
 use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
@@ -34,7 +34,7 @@ fn data() -> Vec<u8> {
 }
 
 fn limited(stream: TcpStream) -> io::Result<TcpStream> {
-    stream.set_read_timeout(Some(Duration::from_secs(60))).map(|()| stream)
+    stream.set_read_timeout(Some(LIMIT)).map(|()| stream)
 }
 
 /// Sends all bytes to the first client, and returns what the second one sends.
@@ -62,7 +62,7 @@ fn call(port: u16) -> JoinHandle<io::Result<Vec<u8>>> {
         Ok(back)
     };
     std::thread::spawn(move || {
-        let end = Instant::now() + crate::guest::LIMIT;
+        let end = Instant::now() + LIMIT;
         loop {
             match once() {
                 Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(200)),

@@ -69,7 +69,7 @@ pub fn pattern(len: u32) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
-const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
+const LIMIT: Option<Duration> = Some(crate::guest::LIMIT);
 
 /// Answers the next client at `path`: sends it `data` and reads what it sends.
 fn serve(path: PathBuf, data: Vec<u8>) -> io::Result<JoinHandle<io::Result<Vec<u8>>>> {

@@ -2,7 +2,7 @@
 
 use crate::fuzz::FuzzArguments;
 use crate::tally::Tally;
-use crate::test::{TestArguments, heading};
+use crate::test::{TestArguments, heading, timed};
 use crate::workspace::{self, cargo, check};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
@@ -13,21 +13,19 @@ const DENY_VERSION: &str = "0.20.2";
 /// Runs all checks, even after one has failed; prints the summary.
 pub fn run() -> Result<u8> {
     let mut tally = Tally::default();
-    let mut step = |name: &str, outcome: Result<()>| {
-        if let Err(error) = outcome {
+    let mut step = |name: &str, step: &dyn Fn() -> Result<()>| {
+        heading(name);
+        if let Err(error) = timed(name, step) {
             println!("{name}: {error:#}");
             tally.failed += 1;
         } else {
             tally.passed += 1;
         }
     };
-    heading("format");
-    step("format", check(&mut cargo(&["fmt", "--all", "--check"])));
-    heading("clippy");
+    step("format", &|| check(&mut cargo(&["fmt", "--all", "--check"])));
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
-    step("clippy", check(&mut cargo(&clippy)));
-    heading("dependencies");
-    step("dependencies", deny());
+    step("clippy", &|| check(&mut cargo(&clippy)));
+    step("dependencies", &deny);
     match advisories() {
         Ok(Some(reason)) => {
             println!("advisories: skipped: {reason}");
@@ -42,7 +40,7 @@ pub fn run() -> Result<u8> {
     // A fuzzer keeps one processor busy, as do the last tests.
     let fuzzing = || {
         heading("fuzzing");
-        FuzzArguments::brief().tally()
+        timed("fuzzing", || FuzzArguments::brief().tally())
     };
     tally.add(TestArguments::everything().tally_beside(fuzzing)?);
     Ok(tally.conclude())

@@ -79,9 +79,9 @@ impl TestArguments {
         // First of all, because a test that needs it would wait in silence for
         // the kernel to be compiled.
         heading("guest kit");
-        let kit = Kit::prepare()?;
+        let kit = timed("guest kit", Kit::prepare)?;
         heading("unit tests, property tests, guests");
-        tally.add(self.cargo_tests()?);
+        tally.add(timed("unit tests, property tests, guests", || self.cargo_tests())?);
         let beside = thread::spawn(beside);
         tally.add(self.one_at_a_time(&kit));
         let beside = beside.join().map_err(|_| anyhow::anyhow!("what runs beside panicked"))?;
@@ -311,4 +311,12 @@ fn vtx_smoke(kit: &Kit) -> Result<()> {
 /// Announces a part of a long run.
 pub fn heading(text: &str) {
     println!("\n=== {text}");
+}
+
+/// Tells how long a part took.
+pub fn timed<T>(name: &str, part: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = part();
+    println!("{name}: {} s", start.elapsed().as_secs());
+    result
 }

@@ -1,7 +1,7 @@
 //! Bars, one chart for each measurement that tells most.
 
 use super::{class, escape};
-use crate::catalog::{Metric, digits, metric_of};
+use crate::catalog::{Metric, Unit, digits, metric_of};
 use crate::report::{Column, Report};
 use std::fmt::Write;
 
@@ -50,6 +50,9 @@ pub fn write(page: &mut String, report: &Report, columns: &[&Column]) {
         if let Some(metric) = metric_of(name) {
             chart(page, report, columns, metric, title);
         }
+        if name == "start_exec" {
+            parts(page, columns);
+        }
     }
     page.push_str("</div></section>");
 }
@@ -89,6 +92,47 @@ fn chart(page: &mut String, report: &Report, columns: &[&Column], metric: &Metri
             (to - from).max(0.0),
             metric.unit.show(summary.median),
         );
+    }
+    page.push_str("</div>");
+}
+
+/// Where the time of a start goes: each bar is all of it.
+fn parts(page: &mut String, columns: &[&Column]) {
+    let median = |column: &Column, name: &str| column.summary(name).map(|summary| summary.median);
+    let shown: Vec<_> = columns
+        .iter()
+        .filter_map(|column| {
+            let of = |name| median(column, name);
+            let (made, line, end) = (of("start_made")?, of("start_exec")?, of("start_exit")?);
+            (end > 0.0).then_some((*column, made.min(line), line.min(end), end))
+        })
+        .collect();
+    if shown.len() < 2 {
+        return;
+    }
+    page.push_str(
+        "<div class=card><h3>Where the time of a start goes</h3><div class=soft>\
+         dark: before its kernel or program; then to its first line; pale: from there to the end of all</div>",
+    );
+    for (column, made, line, end) in shown {
+        let percent = |time: f64| time.max(0.0) / end * 100.0;
+        let _ = write!(
+            page,
+            "<div class=row><span class=name>{}</span><span class=\"track {}\">",
+            escape(&column.subject),
+            class(column),
+        );
+        for (number, from, to) in [(1, 0.0, made), (2, made, line), (3, line, end)] {
+            let _ = write!(
+                page,
+                "<span class=\"part p{number}\" style=\"left:{:.1}%;width:{:.1}%\"></span>",
+                percent(from),
+                percent(to) - percent(from),
+            );
+        }
+        let mark = if column.emulated { "~" } else { "" };
+        let all = Unit::Nanoseconds.show(end);
+        let _ = write!(page, "</span><span class=val>{mark}{all}</span></div>");
     }
     page.push_str("</div>");
 }

@@ -2,7 +2,7 @@
 
 use super::{LIMIT, Run, take};
 use crate::Error;
-use crate::catalog::{Group, METRICS};
+use crate::catalog::{Group, METRICS, at_once};
 use crate::command::{DISK, Work};
 use crate::namespaces::ALLOWED;
 use crate::processes::end_others;
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use vmm::sandbox::{self, Needs, VcpuNeeds};
 
 impl Run<'_> {
-    /// Starts a second: one at a time, and as many at once as there are processors.
+    /// Starts a second: from one at a time to as many as there are processors.
     pub(super) fn rate(&mut self, subject: Subject, column: &mut Column) -> Result<(), Error> {
-        for (name, at_once) in [("starts_1", 1), ("starts_n", host::processors())] {
+        for (name, at_once) in at_once(host::processors()) {
             let known = column.values.get("starts_1");
             if at_once == 1
                 && let Some(known) = known.cloned()
@@ -98,8 +98,13 @@ impl Run<'_> {
         held: &mut Vec<Child>,
         column: &mut Column,
     ) -> Result<(), Error> {
-        let mut free = Vec::new();
-        for _ in 0..=self.amounts.holders {
+        let mut free: Vec<f64> = Vec::new();
+        // A host that is used for something else as well keeps half of what it has left.
+        let enough = |free: &[f64]| match (free.first(), free.last()) {
+            (Some(first), Some(last)) => last * 2.0 < *first,
+            _ => false,
+        };
+        while held.len() <= self.amounts.holders && !enough(&free) {
             let order = self.workshop.order(subject, Work::Agent(&["hold"]))?;
             let mut child = Child::start(order).map_err(Error::Subject)?;
             child.until("@ready", self.signals, LIMIT)?;
@@ -111,9 +116,9 @@ impl Run<'_> {
         let all: Result<Vec<f64>, String> =
             held.iter().map(|child| memory::pss(child.pid)).collect();
         column.add("memory_pss", all.map_or_else(Value::Missing, Value::Samples));
+        column.add("density", density(&free));
         // The first one brings what all share.
-        let taken: Vec<f64> = free.windows(2).map(|pair| pair[0] - pair[1]).collect();
-        column.add("density", density(&taken));
+        let taken = free.windows(2).map(|pair| pair[0] - pair[1]).collect();
         column.add("memory_host", Value::Samples(taken));
         Ok(())
     }
@@ -216,13 +221,15 @@ impl Run<'_> {
     }
 }
 
-/// Instances that a GiB of the host's memory has room for, by what each has taken.
-fn density(taken: &[f64]) -> Value {
+/// Instances that a GiB of the host's memory has room for, by what all that were held at
+/// once, but the first, have taken together; from the KiB that were free after each.
+fn density(free: &[f64]) -> Value {
     const GIB: f64 = 1_048_576.0;
-    let samples: Vec<f64> = taken.iter().filter(|kib| **kib > 0.0).map(|kib| GIB / kib).collect();
-    match samples.len() == taken.len() {
-        true => Value::Samples(samples),
-        false => Value::Missing("an instance takes less than the host's noise".to_owned()),
+    match free {
+        [first, .., last] if first > last => {
+            Value::Samples(vec![GIB * (free.len() - 1) as f64 / (first - last)])
+        }
+        _ => Value::Missing("instances take less than the host's noise".to_owned()),
     }
 }
 
@@ -256,8 +263,10 @@ mod tests {
 
     #[test]
     fn density_is_told_only_where_there_is_more_than_noise() {
-        assert_eq!(density(&[1024.0, 2048.0]), Value::Samples(vec![1024.0, 512.0]));
-        assert!(matches!(density(&[1024.0, -4.0]), Value::Missing(_)));
+        // Noise on the way does not matter.
+        assert_eq!(density(&[9096.0, 9100.0, 7048.0]), Value::Samples(vec![1024.0]));
+        assert!(matches!(density(&[1024.0, 1028.0]), Value::Missing(_)));
+        assert!(matches!(density(&[1024.0]), Value::Missing(_)));
     }
 
     #[test]
