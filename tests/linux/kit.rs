@@ -1,110 +1,8 @@
 //! The guest kit's files. They are made (or found in the cache) before the rig
 //! starts; inside it, their paths come from the environment.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-
-/// The variable that hands a path into the rig, and the script that prints it.
-struct Part {
-    variable: &'static str,
-    script: &'static str,
-    arguments: &'static [&'static str],
-}
-
-const PARTS: [Part; 16] = [
-    Part { variable: "MICROVM_KIT_KERNEL", script: "kernel/build.sh", arguments: &[] },
-    Part {
-        variable: "MICROVM_KIT_ROOT",
-        script: "rootfs/build.sh",
-        arguments: &["tiny", "tiny.ext4"],
-    },
-    Part {
-        variable: "MICROVM_KIT_TOOLS",
-        script: "rootfs/build.sh",
-        arguments: &["tools", "tools.ext4"],
-    },
-    Part {
-        variable: "MICROVM_KIT_INITRD",
-        script: "rootfs/build.sh",
-        arguments: &["initrd", "tiny.cpio"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.1", "cloud"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.1", "cloud", "debian-6.1-cloud.cpio.gz"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_GENERIC",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.1", "generic"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_GENERIC_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.1", "generic", "debian-6.1-generic.cpio.gz"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.12", "cloud"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.12", "cloud", "debian-6.12-cloud.cpio.gz"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_GENERIC",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.12", "generic"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_GENERIC_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.12", "generic", "debian-6.12-generic.cpio.gz"],
-    },
-    Part { variable: "MICROVM_KIT_DEBIAN_DISK", script: "debian/disk.sh", arguments: &[] },
-    Part { variable: "MICROVM_KIT_IPXE", script: "debian/package.sh", arguments: &["ipxe"] },
-    Part {
-        variable: "MICROVM_KIT_MEMTEST",
-        script: "debian/package.sh",
-        arguments: &["memtest86+"],
-    },
-    Part {
-        variable: "MICROVM_KIT_SYSLINUX",
-        script: "debian/package.sh",
-        arguments: &["syslinux-common"],
-    },
-];
-
-/// Where Debian's SeaBIOS is.
-const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
-
-/// Programs that tests compare with, and the Debian packages that have them.
-const PEERS: [(&str, &str); 17] = [
-    ("iperf3", "iperf3"),
-    ("crun", "crun"),
-    ("podman", "podman"),
-    ("umoci", "umoci"),
-    ("skopeo", "skopeo"),
-    ("buildah", "buildah"),
-    ("mmdebstrap", "mmdebstrap"),
-    ("mksquashfs", "squashfs-tools"),
-    ("getfattr", "attr"),
-    ("setcap", "libcap2-bin"),
-    ("mpicc.mpich", "libmpich-dev"),
-    ("mpirun.mpich", "mpich"),
-    ("mpicc.openmpi", "libopenmpi-dev"),
-    ("mpirun.openmpi", "openmpi-bin"),
-    ("slurmctld", "slurmctld"),
-    ("slurmd", "slurmd"),
-    ("srun", "slurm-client"),
-];
 
 /// Whether a program is installed.
 pub fn has(program: &str) -> bool {
@@ -113,40 +11,18 @@ pub fn has(program: &str) -> bool {
 
 /// Makes what is missing and puts all paths into the environment.
 pub fn resolve() -> Result<(), String> {
-    // What tests compare with, where it can be had.
-    if std::env::var_os(rig::IN_RIG).is_none() {
-        let missing = PEERS.iter().filter(|(program, _)| !has(program));
-        let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
-        let _ = rig::install_packages(&packages);
-    }
-    if std::env::var_os(rig::IN_RIG).is_none() && !Path::new(SEABIOS).exists() {
-        let _ = rig::install_packages(&["seabios"]);
-    }
+    rig::kit::install_peers();
     ["mpich", "openmpi"].iter().try_for_each(|name| compile_ranks(name))?;
     make_images();
     let resources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("resources");
     // Outputs by name lie beside the build's own files.
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    for part in PARTS {
-        if std::env::var_os(part.variable).is_some() {
-            continue;
+    for part in &rig::kit::PARTS {
+        if std::env::var_os(part.variable).is_none() {
+            let path = part.make(&resources, &out).map_err(|error| format!("{error:#}"))?;
+            // SAFETY: the program has one thread here.
+            unsafe { std::env::set_var(part.variable, path) };
         }
-        let arguments =
-            part.arguments.iter().map(|a| match a.contains(".ext4") || a.contains(".cpio") {
-                true => out.join(a).into_os_string(),
-                false => a.into(),
-            });
-        let made = Command::new(resources.join(part.script))
-            .args(arguments)
-            .stderr(std::process::Stdio::inherit())
-            .output();
-        let made = made.map_err(|e| format!("{}: {e}", part.script))?;
-        if !made.status.success() {
-            return Err(format!("{}: {}", part.script, made.status));
-        }
-        let path = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-        // SAFETY: the program has one thread here.
-        unsafe { std::env::set_var(part.variable, path) };
     }
     Ok(())
 }

@@ -7,12 +7,17 @@ use crate::workspace::{self, cargo, check};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 
 const DENY_VERSION: &str = "0.20.2";
 
 /// Runs all checks, even after one has failed; prints the summary.
 pub fn run() -> Result<u8> {
     let mut tally = Tally::default();
+    // What is downloaded and unpacked, one thing after the other, beside what compiles.
+    let resources = workspace::root().join("resources");
+    let fetching =
+        thread::spawn(move || timed("packages and files", || rig::kit::prefetch(&resources)));
     let mut step = |name: &str, step: &dyn Fn() -> Result<()>| {
         heading(name);
         if let Err(error) = timed(name, step) {
@@ -37,6 +42,7 @@ pub fn run() -> Result<u8> {
             tally.failed += 1;
         }
     }
+    let _ = fetching.join();
     // A fuzzer keeps one processor busy, as do the last tests.
     let fuzzing = || {
         heading("fuzzing");
@@ -76,6 +82,7 @@ fn install_deny() -> Result<PathBuf> {
     if !program.exists() {
         // Not optimised: it takes longer to compile than to run.
         let mut command = cargo(&["install", "--debug", "--locked", "--quiet", "cargo-deny"]);
+        command.env("CARGO_PROFILE_DEV_DEBUG", "false");
         command.args(["--version", DENY_VERSION, "--root"]).arg(&home);
         check(&mut command)?;
     }

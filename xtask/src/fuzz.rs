@@ -19,7 +19,7 @@ const TARGETS: &[&str] = &[
     "ide", "rtl8139", "ne2k", "legacy", "board",
 ];
 /// Seconds for each where time is short.
-const BRIEF: u64 = 10;
+const BRIEF: u64 = 5;
 /// Bytes of a program for a device; longer ones find nothing that shorter don't.
 const LENGTH: u32 = 1024;
 /// Bytes of an archive: its blocks are 512 bytes.

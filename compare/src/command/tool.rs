@@ -94,7 +94,7 @@ impl Workshop {
 
     fn podman(&self, inside: Inside) -> Vec<String> {
         let of = |name: &str| self.place.path().join(name).to_string_lossy().into_owned();
-        let mut words = owned(&["--root", &of("podman"), "--runroot", &of("podman-run")]);
+        let mut words = owned(&["--root", &of("podman"), "--runroot", &of("prun")]);
         words.extend(owned(&["--log-level", "error", "run", "--rm", "--interactive"]));
         words.extend(owned(&["--network", "none", "--log-driver", "none"]));
         if inside.is_hosts() {

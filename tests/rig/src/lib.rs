@@ -14,6 +14,7 @@ pub mod frame;
 mod init_binary;
 mod initramfs;
 pub mod job;
+pub mod kit;
 mod linux;
 mod place;
 mod run;

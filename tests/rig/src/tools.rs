@@ -45,12 +45,16 @@ const ZSTD: Tool = Tool { program: "zstd", packages: &["zstd"] };
 /// Makes sure that all `tools` are there: installs what is missing when it may,
 /// otherwise says in one line what to install.
 pub fn require(tools: &[Tool]) -> Result<()> {
-    let packages: Vec<&str> = tools
-        .iter()
-        .filter(|tool| find(tool.program).is_none())
-        .flat_map(|tool| tool.packages.iter().copied())
-        .collect();
-    install(&packages)
+    // Again, because a package may take away another one that is of another release.
+    for _ in 0..2 {
+        let packages: Vec<&str> = tools
+            .iter()
+            .filter(|tool| find(tool.program).is_none())
+            .flat_map(|tool| tool.packages.iter().copied())
+            .collect();
+        install(&packages)?;
+    }
+    Ok(())
 }
 
 /// Installs Debian packages, or says that somebody should.
