@@ -17,6 +17,8 @@ pub fn command(place: &Path) -> Result<Vec<String>, String> {
     let (source, program) = (place.join("pingpong.c"), place.join("pingpong"));
     let found = |name: &str| find_command(name).ok_or(format!("no {name} on this host"));
     let (compiler, launcher) = (found("mpicc")?, found("mpirun")?);
+    // Whichever it is: a container need not have the links that lead to it.
+    let launcher = fs::canonicalize(&launcher).unwrap_or(launcher);
     if !program.exists() {
         fs::write(&source, SOURCE).map_err(|error| vmm::plain(&error))?;
         let mut compile = Command::new(compiler);

@@ -1,10 +1,10 @@
 //! `cargo xtask ci`: what has to hold before a change is taken.
 
 use crate::fuzz::FuzzArguments;
-use crate::tally::Tally;
 use crate::test::{TestArguments, heading, timed};
 use crate::workspace::{self, cargo, check};
 use anyhow::{Result, bail};
+use rig::Tally;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;

@@ -5,10 +5,10 @@
 //! of LLVM's. What a run learns is kept in the target directory; `fuzz/corpus`
 //! has what every run starts from.
 
-use crate::tally::Tally;
 use crate::workspace::{TARGET, cargo, check, root, target_directory};
 use anyhow::{Context, Result};
 use clap::Args;
+use rig::Tally;
 use std::fs;
 use std::path::Path;
 use std::process::Command;

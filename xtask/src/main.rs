@@ -6,7 +6,7 @@ mod fuzz;
 mod kit;
 mod rig_command;
 mod run;
-mod tally;
+
 mod test;
 mod workspace;
 

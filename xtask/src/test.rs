@@ -1,10 +1,10 @@
 //! `cargo xtask test`: everything there is to check, and one line at the end.
 
 use crate::kit::Kit;
-use crate::tally::Tally;
 use crate::workspace::{self, cargo, describe};
 use anyhow::{Context, Result};
 use clap::Args;
+use rig::Tally;
 use rig::{Emulation, Options};
 use std::ffi::OsString;
 use std::fs;

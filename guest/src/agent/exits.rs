@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Of everything.
 const ROUNDS: u32 = 3;
 /// Sleeps of a round, a millisecond each.
-const SLEEPS: u64 = 100;
+const SLEEPS: u64 = 50;
 /// Rounds of the loop that computes: some hundred milliseconds of most processors.
 const COMPUTING: u64 = 100_000;
 
@@ -36,14 +36,14 @@ pub fn steps(place: &Path) {
     told("nothing", exactly("nothing", 1, 1).time(|_| Ok(())));
     told("exits_idle", exactly("exits_idle", 1, 1).time(idle));
     told("exits_busy", exactly("exits_busy", COMPUTING, 1).time(load::integer));
-    told("exits_getpid", kernel::getpid(exactly("exits_getpid", 10_000, 1)));
+    told("exits_getpid", kernel::getpid(exactly("exits_getpid", 5000, 1)));
     let pages = kernel::PAGES as u64;
-    told("exits_page_fault", kernel::page_fault(exactly("exits_page_fault", 16, pages)));
+    told("exits_page_fault", kernel::page_fault(exactly("exits_page_fault", 8, pages)));
     // There and back again.
-    told("exits_switch", kernel::context_switch(exactly("exits_switch", 2000, 2)));
+    told("exits_switch", kernel::context_switch(exactly("exits_switch", 500, 2)));
     told("exits_timer", exactly("exits_timer", SLEEPS, 1).time(naps));
     let of_disk = |name, count| exactly(name, count, 1);
-    disk::count(of_disk("exits_disk_read", 200), of_disk("exits_disk_fsync", 50), place, told);
+    disk::count(of_disk("exits_disk_read", 100), of_disk("exits_disk_fsync", 25), place, told);
 }
 
 fn exactly(name: &'static str, count: u64, each: u64) -> Budget {

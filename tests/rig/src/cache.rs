@@ -55,12 +55,16 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one.
+    /// Makes one where files go that don't last.
     pub fn new() -> Result<Self> {
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// Makes one in some directory.
+    pub fn below(parent: &Path) -> Result<Self> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let parent = std::env::temp_dir();
-        remove_abandoned(&parent);
+        remove_abandoned(parent);
         let path = parent.join(format!(
             "{SCRATCH_PREFIX}{}-{}",
             std::process::id(),

@@ -19,13 +19,17 @@ mod linux;
 mod place;
 mod run;
 mod session;
+mod several;
 mod svm;
+mod tally;
 mod terminal;
 mod tools;
 mod vtx;
 
 pub use cache::root as cache_directory;
-pub use place::{Emulation, IN_RIG, Place, ensure, ensure_split, part, place};
+pub use place::{Emulation, IN_RIG, Place, ensure, place};
 pub use run::{Options, Output};
 pub use session::TIMED_OUT;
+pub use several::{Claims, claims, ensure_several};
+pub use tally::Tally;
 pub use tools::{find as find_program, install as install_packages};

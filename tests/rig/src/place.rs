@@ -4,10 +4,8 @@ use crate::Options;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// Set for every command in a rig, so that it does not start another one.
@@ -91,65 +89,6 @@ pub fn ensure() -> Result<Option<ExitCode>> {
     let options =
         Options { emulation, limit: Some(Duration::from_secs(3600)), ..Options::default() };
     Ok(Some(ExitCode::from(options.run(&command)?)))
-}
-
-/// Which part of the tests this process runs, as `PART/PARTS`.
-const PART: &str = "MICROVM_RIG_PART";
-
-/// As [`ensure`], in as many rigs at once as `parts` says, because one rig
-/// keeps only one processor of this machine busy. Each runs the program with
-/// the same arguments; [`part`] tells it which tests are its own.
-pub fn ensure_split(parts: usize) -> Result<Option<ExitCode>> {
-    if std::env::var_os(PART).is_some() || place()? == Place::Direct || parts < 2 {
-        return ensure();
-    }
-    let mut children = Vec::new();
-    for index in 0..parts {
-        children.push(start_part(index, parts)?);
-    }
-    let readers: Vec<_> = children
-        .iter_mut()
-        .filter_map(|child| child.stdout.take())
-        .map(|output| std::thread::spawn(move || pass_lines(output)))
-        .collect();
-    for reader in readers {
-        let _ = reader.join();
-    }
-    let mut failed = false;
-    for mut child in children {
-        failed |= !child.wait().context("waiting for a part of the tests")?.success();
-    }
-    Ok(Some(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }))
-}
-
-/// Which tests this process runs: those whose number leaves `.0` when divided
-/// by `.1`.
-pub fn part() -> (usize, usize) {
-    let text = std::env::var(PART).unwrap_or_default();
-    let numbers = text.split_once('/').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-    numbers.unwrap_or((0, 1))
-}
-
-fn start_part(index: usize, parts: usize) -> Result<Child> {
-    let mut command = Command::new(std::env::current_exe().context("finding this program")?);
-    command.args(std::env::args_os().skip(1)).env(PART, format!("{index}/{parts}"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    // SAFETY: prctl is async-signal-safe and touches no memory of ours.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
-    command.spawn().context("starting a part of the tests")
-}
-
-/// Whole lines only, or two rigs would write into each other's.
-fn pass_lines(output: impl Read) {
-    let mut screen = std::io::stdout();
-    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-        let _ = screen.write_all(&[&line[..], b"\n"].concat()).and_then(|()| screen.flush());
-    }
 }
 
 #[cfg(test)]
