@@ -9,7 +9,22 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-const SUBJECTS: &str = "ns:pid,ns:network,ns:uts,ns:all,ns:sandbox";
+const SUBJECTS: &str = "ns";
+
+/// What each namespace hides of what the host has hidden; all others, nothing.
+const HIDES: [(&str, &[&str]); 9] = [
+    ("native", &[]),
+    ("ns:mount", &["host_file"]),
+    ("ns:uts", &[]),
+    ("ns:ipc", &["host_ipc"]),
+    // Whom it does not see it can't signal; /proc is still the host's.
+    ("ns:pid", &["host_signal"]),
+    ("ns:network", &["host_port", "host_socket"]),
+    // Keys belong to users of a namespace.
+    ("ns:user", &["host_key"]),
+    ("ns:cgroup", &[]),
+    ("ns:time", &[]),
+];
 
 /// Everything outside of itself that a comparison could leave behind.
 fn left(scratch: &Path, pid: u32) -> Vec<String> {
@@ -64,7 +79,7 @@ fn namespaces_isolate_what_they_are_for_and_nothing_is_missing_or_left() {
     assert!(output.status.success(), "{}", stderr(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let columns = report["subjects"].as_array().unwrap();
-    assert_eq!(columns.len(), 6);
+    assert_eq!(columns.len(), 11);
     // Starts are tried 2, 4, … at once, up to as many as there are processors.
     let processors = report["host"]["processors"].as_u64().unwrap();
     let measurements = 56 + (1..7).filter(|power| 1 << power < processors).count();
@@ -86,6 +101,19 @@ fn namespaces_isolate_what_they_are_for_and_nothing_is_missing_or_left() {
         // No probe finds what was not hidden.
         for (name, found) in column["probes"].as_object().unwrap() {
             assert!(found.get("unknown").is_none(), "{name}: {found}");
+        }
+    }
+    // What the host has hidden is found where it is not hidden, and not where it is.
+    for (subject, hides) in HIDES {
+        let column = columns.iter().find(|column| column["subject"] == subject).unwrap();
+        // An ordinary user's have a user namespace as well.
+        if column["skipped"].is_null() && column["notes"].is_null() {
+            for (probe, found) in column["probes"].as_object().unwrap() {
+                if probe.starts_with("host_") {
+                    let hidden = hides.contains(&probe.as_str());
+                    assert_eq!(found == "host", !hidden, "{subject}: {probe}: {found}");
+                }
+            }
         }
     }
     // Natively everything that the host has hidden is found.

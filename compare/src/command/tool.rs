@@ -119,7 +119,7 @@ impl Workshop {
             // What it would otherwise write to /etc is the host's.
             words.extend(owned(&["--resolv-conf=off", "--timezone=off", "--link-journal=no"]));
             words.push(format!("--chdir={}", inside.directory));
-            for (name, value) in variables() {
+            for (name, value) in variables().filter(|(name, _)| is_identifier(name)) {
                 words.push(format!("--setenv={name}={value}"));
             }
         }
@@ -252,6 +252,12 @@ fn variables() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
+/// Letters, digits and underscores: systemd-nspawn takes no other names of variables.
+fn is_identifier(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    name.chars().all(fits) && name.starts_with(|c: char| !c.is_ascii_digit())
+}
+
 fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
@@ -259,4 +265,18 @@ fn owned(words: &[&str]) -> Vec<String> {
 /// How the names of all containers and control groups of this process begin.
 fn prefix() -> String {
     format!("microvm-compare-{}-", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_variables_that_nspawn_takes() {
+        for (name, fits) in
+            [("PATH", true), ("_a1", true), ("1a", false), ("A-B", false), ("", false)]
+        {
+            assert_eq!(is_identifier(name), fits, "{name:?}");
+        }
+    }
 }
