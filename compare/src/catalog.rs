@@ -208,17 +208,10 @@ pub const METRICS: &[Metric] = &[
 /// How many starts are tried at once where there are so many processors, and what the
 /// measurement is called: from one to all of them, doubling.
 pub fn at_once(processors: usize) -> impl Iterator<Item = (&'static str, usize)> {
-    const BETWEEN: [(&str, usize); 7] = [
-        ("starts_1", 1),
-        ("starts_2", 2),
-        ("starts_4", 4),
-        ("starts_8", 8),
-        ("starts_16", 16),
-        ("starts_32", 32),
-        ("starts_64", 64),
-    ];
+    let counted =
+        |metric: &Metric| Some((metric.name, metric.name.strip_prefix("starts_")?.parse().ok()?));
     let fewer = move |(_, count): &(&str, usize)| *count == 1 || *count < processors;
-    BETWEEN.into_iter().filter(fewer).chain([("starts_n", processors)])
+    METRICS.iter().filter_map(counted).filter(fewer).chain([("starts_n", processors)])
 }
 
 /// Whether a measurement is none of a host with so many processors.

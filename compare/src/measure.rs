@@ -262,9 +262,13 @@ impl Run<'_> {
     }
 
     fn start(&mut self, subject: Subject, column: &mut Column, work: Work) -> Result<(), Error> {
-        let timed = match work {
-            Work::Command(_) | Work::Parallel(_) => self.time_command(subject, work),
-            Work::Agent(_) | Work::Counted(_) => self.time(subject, work),
+        let (timed, names): (_, &[&str]) = match work {
+            Work::Command(_) | Work::Parallel(_) => {
+                (self.time_command(subject, work), &["command"])
+            }
+            Work::Agent(_) | Work::Counted(_) => {
+                (self.time(subject, work), &["start_exec", "start_made", "start_exit", "start_end"])
+            }
         };
         match timed {
             Ok(parts) => {
@@ -274,12 +278,7 @@ impl Run<'_> {
                 Ok(())
             }
             Err(Error::Subject(why)) => {
-                match work {
-                    Work::Command(_) | Work::Parallel(_) => column.lack(&["command"], &why),
-                    Work::Agent(_) | Work::Counted(_) => {
-                        column.lack(&["start_exec", "start_made", "start_exit", "start_end"], &why);
-                    }
-                }
+                column.lack(names, &why);
                 Ok(())
             }
             Err(other) => Err(other),
@@ -387,11 +386,11 @@ impl Run<'_> {
 
     /// No measurement is missing in silence.
     fn complete(&mut self, command: bool) {
+        let processors = host::processors();
         for (subject, column) in &mut self.entries {
             if column.skipped.is_some() {
                 continue;
             }
-            let processors = host::processors();
             for metric in METRICS.iter().filter(|metric| command || metric.name != "command") {
                 let there = column.values.contains_key(metric.name);
                 if !there && !is_beyond(metric.name, processors) {

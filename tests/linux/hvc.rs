@@ -1,7 +1,7 @@
 //! The virtio console and its named ports.
 
 use crate::console::{Session, expect_status};
-use crate::guest::{Guest, Started, check};
+use crate::guest::{Guest, LIMIT, Started, check};
 use crate::{Verdict, trial};
 use libtest_mimic::{Completion, Trial};
 use std::io::{self, Read, Write};
@@ -55,15 +55,14 @@ fn shell(transport: &str, with_port: bool) -> Verdict {
     expect_status(session.end()?, 0)
 }
 
-const LIMIT: Option<Duration> = Some(crate::guest::LIMIT);
 const BYTES: u32 = 4 << 20;
 
 fn connect(path: &Path, started: &Started) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => {
-                stream.set_read_timeout(LIMIT)?;
-                stream.set_write_timeout(LIMIT)?;
+                stream.set_read_timeout(Some(LIMIT))?;
+                stream.set_write_timeout(Some(LIMIT))?;
                 return Ok(stream);
             }
             Err(e) if Instant::now() > started.deadline => return Err(e),

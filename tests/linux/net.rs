@@ -93,22 +93,27 @@ impl HostTap {
     pub fn exchange(&self, data: &[u8]) -> std::io::Result<(u16, Exchange)> {
         let listener = TcpListener::bind((self.host(), 0))?;
         let port = listener.local_addr()?.port();
-        let sent = data.to_vec();
-        let serve = std::thread::spawn(move || {
-            let limited = |stream: TcpStream| stream.set_read_timeout(Some(LIMIT)).map(|()| stream);
-            let mut out = limited(listener.accept()?.0)?;
-            out.write_all(&sent)?;
-            drop(out);
-            let mut back = Vec::new();
-            limited(listener.accept()?.0)?.read_to_end(&mut back)?;
-            Ok(back)
-        });
-        Ok((port, serve))
+        Ok((port, serve(listener, data.to_vec())))
     }
 }
 
 /// What came back.
 pub type Exchange = std::thread::JoinHandle<std::io::Result<Vec<u8>>>;
+
+/// A stream that nobody waits for longer than for a guest.
+pub fn limited(stream: TcpStream) -> std::io::Result<TcpStream> {
+    stream.set_read_timeout(Some(LIMIT)).map(|()| stream)
+}
+
+/// Sends `data` to the first client, and returns what the second one sends.
+pub fn serve(listener: TcpListener, data: Vec<u8>) -> Exchange {
+    std::thread::spawn(move || {
+        limited(listener.accept()?.0)?.write_all(&data)?;
+        let mut back = Vec::new();
+        limited(listener.accept()?.0)?.read_to_end(&mut back)?;
+        Ok(back)
+    })
+}
 
 impl Drop for HostTap {
     fn drop(&mut self) {

@@ -1,6 +1,6 @@
 //! A thousand connections of a vsock at once.
 
-use crate::guest::{Started, check};
+use crate::guest::{LIMIT, Started, check};
 use crate::vsock::{connect, guest, pattern};
 use crate::{Verdict, trial};
 use libtest_mimic::{Completion, Trial};
@@ -18,7 +18,6 @@ pub fn tests() -> Vec<Trial> {
 }
 
 const BYTES: u32 = 16 << 10;
-const LIMIT: Option<Duration> = Some(crate::guest::LIMIT);
 
 /// What is checked: the sum of the sorted sums of all files.
 const SUM: &str = "sha256sum * | cut -d' ' -f1 | sort | sha256sum | cut -d' ' -f1";
@@ -52,8 +51,8 @@ fn payload(dir: &Path, number: u32) -> io::Result<Vec<u8>> {
 fn converse(streams: &mut [UnixStream], dir: &Path) -> io::Result<Vec<Vec<u8>>> {
     let mut heard = Vec::new();
     for stream in streams.iter_mut() {
-        stream.set_read_timeout(LIMIT)?;
-        stream.set_write_timeout(LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
         let mut all = Vec::new();
         stream.read_to_end(&mut all)?;
         heard.push(all);

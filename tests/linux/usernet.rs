@@ -4,7 +4,7 @@
 //! user's program.
 
 use crate::guest::{Guest, LIMIT, check};
-use crate::net::{self, HostTap};
+use crate::net::{self, HostTap, limited, serve};
 use crate::{Verdict, kit, trial};
 use libtest_mimic::{Completion, Trial};
 use std::ffi::CString;
@@ -31,20 +31,6 @@ const ANSWER: [u8; 4] = [192, 0, 2, 77];
 
 fn data() -> Vec<u8> {
     (0..BYTES as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
-}
-
-fn limited(stream: TcpStream) -> io::Result<TcpStream> {
-    stream.set_read_timeout(Some(LIMIT)).map(|()| stream)
-}
-
-/// Sends all bytes to the first client, and returns what the second one sends.
-fn serve(listener: TcpListener) -> JoinHandle<io::Result<Vec<u8>>> {
-    std::thread::spawn(move || {
-        limited(listener.accept()?.0)?.write_all(&data())?;
-        let mut back = Vec::new();
-        limited(listener.accept()?.0)?.read_to_end(&mut back)?;
-        Ok(back)
-    })
 }
 
 /// Sends all bytes to the guest through `port` of the host, and returns what
@@ -184,7 +170,7 @@ fn network() -> Verdict {
         .arg(card);
     let resolv_conf = guest.scratch("resolv.conf");
     std::fs::write(&resolv_conf, "nameserver 127.77.0.1\n")?;
-    let (back, called) = (serve(listener), call(called));
+    let (back, called) = (serve(listener, data()), call(called));
     let outcome = guest.start_with(|command| confine(command, &resolv_conf))?.wait()?;
     let outcome = outcome.script_passed()?;
     let expect = |name, value: &str| check(outcome.value(name)? == value, name, &outcome);
@@ -236,7 +222,7 @@ fn passt() -> Verdict {
     );
     let net = format!("user,backend=passt,host-loopback=on,hostfwd=tcp::{called}-:7000");
     let mut guest = Guest::tiny().script(&script).arg("--net").arg(net).start();
-    let (back, called) = (serve(listener), call(called));
+    let (back, called) = (serve(listener, data()), call(called));
     if let Err(error) = guest.expect("kill it") {
         return Err(format!("{error}; {}", guest.wait()?.story()).into());
     }

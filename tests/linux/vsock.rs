@@ -1,6 +1,6 @@
 //! virtio-vsock, with Unix sockets of the host at the other end.
 
-use crate::guest::{Guest, Started, check};
+use crate::guest::{Guest, LIMIT, Started, check};
 use crate::{Verdict, trial};
 use libtest_mimic::{Completion, Trial};
 use std::io::{self, Read, Write};
@@ -69,8 +69,6 @@ pub fn pattern(len: u32) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
-const LIMIT: Option<Duration> = Some(crate::guest::LIMIT);
-
 /// Answers the next client at `path`: sends it `data` and reads what it sends.
 fn serve(path: PathBuf, data: Vec<u8>) -> io::Result<JoinHandle<io::Result<Vec<u8>>>> {
     let listener = UnixListener::bind(path)?;
@@ -79,8 +77,8 @@ fn serve(path: PathBuf, data: Vec<u8>) -> io::Result<JoinHandle<io::Result<Vec<u
 
 /// Sends and reads at once, each to its end.
 fn exchange(mut stream: UnixStream, data: Vec<u8>) -> io::Result<Vec<u8>> {
-    stream.set_read_timeout(LIMIT)?;
-    stream.set_write_timeout(LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
     let mut out = stream.try_clone()?;
     let send = std::thread::spawn(move || {
         out.write_all(&data)?;
@@ -116,7 +114,7 @@ fn guest_connects() -> Verdict {
 pub fn connect(dir: &Path, port: u32, started: &Started) -> Result<UnixStream, String> {
     while Instant::now() < started.deadline {
         let mut stream = UnixStream::connect(dir.join("v")).map_err(|e| e.to_string())?;
-        stream.set_read_timeout(LIMIT).map_err(|e| e.to_string())?;
+        stream.set_read_timeout(Some(LIMIT)).map_err(|e| e.to_string())?;
         // One that is refused may be closed before all of it is written.
         let _ = stream.write_all(format!("CONNECT {port}\n").as_bytes());
         let mut line = Vec::new();
@@ -167,7 +165,7 @@ fn refused() -> Verdict {
     started.expect("up")?;
     for line in ["CONNECT 78\n", "CONNECT x\n", "HELLO\n", "0123456789012345678901234567890"] {
         let mut stream = UnixStream::connect(dir.path().join("v"))?;
-        stream.set_read_timeout(LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
         let _ = stream.write_all(line.as_bytes());
         let mut answer = Vec::new();
         // With bytes of ours unread, the end is a reset.
@@ -197,7 +195,7 @@ fn unbound() -> Verdict {
     let mut started = guest(dir.path(), script).stdin(input).start();
     started.expect("up")?;
     let mut first = listener.accept()?.0;
-    first.set_read_timeout(LIMIT)?;
+    first.set_read_timeout(Some(LIMIT))?;
     first.read_exact(&mut [0; 6])?;
     keys.write_all(b"\n")?;
     let rest = first.read(&mut [0; 6]);

@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: what has to hold before a change is taken.
 
 use crate::fuzz::FuzzArguments;
-use crate::test::{TestArguments, heading, timed};
+use crate::test::{TestArguments, stage, timed};
 use crate::workspace::{self, cargo, check};
 use anyhow::{Result, bail};
 use rig::Tally;
@@ -19,8 +19,7 @@ pub fn run() -> Result<u8> {
     let fetching =
         thread::spawn(move || timed("packages and files", || rig::kit::prefetch(&resources)));
     let mut step = |name: &str, step: &dyn Fn() -> Result<()>| {
-        heading(name);
-        if let Err(error) = timed(name, step) {
+        if let Err(error) = stage(name, step) {
             println!("{name}: {error:#}");
             tally.failed += 1;
         } else {
@@ -44,10 +43,7 @@ pub fn run() -> Result<u8> {
     }
     let _ = fetching.join();
     // A fuzzer keeps one processor busy, as do the last tests.
-    let fuzzing = || {
-        heading("fuzzing");
-        timed("fuzzing", || FuzzArguments::brief().tally())
-    };
+    let fuzzing = || stage("fuzzing", || FuzzArguments::brief().tally());
     tally.add(TestArguments::everything().tally_beside(fuzzing)?);
     Ok(tally.conclude())
 }

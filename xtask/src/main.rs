@@ -6,7 +6,6 @@ mod fuzz;
 mod kit;
 mod rig_command;
 mod run;
-
 mod test;
 mod workspace;
 

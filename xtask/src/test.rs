@@ -4,8 +4,7 @@ use crate::kit::Kit;
 use crate::workspace::{self, cargo, describe};
 use anyhow::{Context, Result};
 use clap::Args;
-use rig::Tally;
-use rig::{Emulation, Options};
+use rig::{Emulation, Options, Tally};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -78,10 +77,8 @@ impl TestArguments {
         let mut tally = Tally::default();
         // First of all, because a test that needs it would wait in silence for
         // the kernel to be compiled.
-        heading("guest kit");
-        let kit = timed("guest kit", Kit::prepare)?;
-        heading("unit tests, property tests, guests");
-        tally.add(timed("unit tests, property tests, guests", || self.cargo_tests())?);
+        let kit = stage("guest kit", Kit::prepare)?;
+        tally.add(stage("unit tests, property tests, guests", || self.cargo_tests())?);
         let beside = thread::spawn(beside);
         tally.add(self.one_at_a_time(&kit));
         let beside = beside.join().map_err(|_| anyhow::anyhow!("what runs beside panicked"))?;
@@ -309,8 +306,14 @@ fn vtx_smoke(kit: &Kit) -> Result<()> {
 }
 
 /// Announces a part of a long run.
-pub fn heading(text: &str) {
+fn heading(text: &str) {
     println!("\n=== {text}");
+}
+
+/// Announces a part, and tells how long it took.
+pub fn stage<T>(name: &str, part: impl FnOnce() -> T) -> T {
+    heading(name);
+    timed(name, part)
 }
 
 /// Tells how long a part took.

@@ -2,7 +2,7 @@
 //! `resources/` make or find in the cache.
 
 use crate::place::{IN_RIG, Place, place};
-use crate::tools;
+use crate::tools::{self, Tool};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,100 +15,79 @@ pub struct Part {
     arguments: &'static [&'static str],
 }
 
+const fn part(
+    variable: &'static str,
+    script: &'static str,
+    arguments: &'static [&'static str],
+) -> Part {
+    Part { variable, script, arguments }
+}
+
+/// What makes our own kernel.
+const OWN_KERNEL: &str = "kernel/build.sh";
+
 /// All of them.
 pub const PARTS: [Part; 16] = [
-    Part { variable: "MICROVM_KIT_KERNEL", script: "kernel/build.sh", arguments: &[] },
-    Part {
-        variable: "MICROVM_KIT_ROOT",
-        script: "rootfs/build.sh",
-        arguments: &["tiny", "tiny.ext4"],
-    },
-    Part {
-        variable: "MICROVM_KIT_TOOLS",
-        script: "rootfs/build.sh",
-        arguments: &["tools", "tools.ext4"],
-    },
-    Part {
-        variable: "MICROVM_KIT_INITRD",
-        script: "rootfs/build.sh",
-        arguments: &["initrd", "tiny.cpio"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.1", "cloud"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_CLOUD_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.1", "cloud", "debian-6.1-cloud.cpio.gz"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_GENERIC",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.1", "generic"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_1_GENERIC_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.1", "generic", "debian-6.1-generic.cpio.gz"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.12", "cloud"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_CLOUD_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.12", "cloud", "debian-6.12-cloud.cpio.gz"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_GENERIC",
-        script: "debian/fetch-kernel.sh",
-        arguments: &["6.12", "generic"],
-    },
-    Part {
-        variable: "MICROVM_KIT_DEBIAN_6_12_GENERIC_INITRD",
-        script: "debian/initrd.sh",
-        arguments: &["6.12", "generic", "debian-6.12-generic.cpio.gz"],
-    },
-    Part { variable: "MICROVM_KIT_DEBIAN_DISK", script: "debian/disk.sh", arguments: &[] },
-    Part { variable: "MICROVM_KIT_IPXE", script: "debian/package.sh", arguments: &["ipxe"] },
-    Part {
-        variable: "MICROVM_KIT_MEMTEST",
-        script: "debian/package.sh",
-        arguments: &["memtest86+"],
-    },
-    Part {
-        variable: "MICROVM_KIT_SYSLINUX",
-        script: "debian/package.sh",
-        arguments: &["syslinux-common"],
-    },
+    part("MICROVM_KIT_KERNEL", OWN_KERNEL, &[]),
+    part("MICROVM_KIT_ROOT", "rootfs/build.sh", &["tiny", "tiny.ext4"]),
+    part("MICROVM_KIT_TOOLS", "rootfs/build.sh", &["tools", "tools.ext4"]),
+    part("MICROVM_KIT_INITRD", "rootfs/build.sh", &["initrd", "tiny.cpio"]),
+    part("MICROVM_KIT_DEBIAN_6_1_CLOUD", "debian/fetch-kernel.sh", &["6.1", "cloud"]),
+    part(
+        "MICROVM_KIT_DEBIAN_6_1_CLOUD_INITRD",
+        "debian/initrd.sh",
+        &["6.1", "cloud", "debian-6.1-cloud.cpio.gz"],
+    ),
+    part("MICROVM_KIT_DEBIAN_6_1_GENERIC", "debian/fetch-kernel.sh", &["6.1", "generic"]),
+    part(
+        "MICROVM_KIT_DEBIAN_6_1_GENERIC_INITRD",
+        "debian/initrd.sh",
+        &["6.1", "generic", "debian-6.1-generic.cpio.gz"],
+    ),
+    part("MICROVM_KIT_DEBIAN_6_12_CLOUD", "debian/fetch-kernel.sh", &["6.12", "cloud"]),
+    part(
+        "MICROVM_KIT_DEBIAN_6_12_CLOUD_INITRD",
+        "debian/initrd.sh",
+        &["6.12", "cloud", "debian-6.12-cloud.cpio.gz"],
+    ),
+    part("MICROVM_KIT_DEBIAN_6_12_GENERIC", "debian/fetch-kernel.sh", &["6.12", "generic"]),
+    part(
+        "MICROVM_KIT_DEBIAN_6_12_GENERIC_INITRD",
+        "debian/initrd.sh",
+        &["6.12", "generic", "debian-6.12-generic.cpio.gz"],
+    ),
+    part("MICROVM_KIT_DEBIAN_DISK", "debian/disk.sh", &[]),
+    part("MICROVM_KIT_IPXE", "debian/package.sh", &["ipxe"]),
+    part("MICROVM_KIT_MEMTEST", "debian/package.sh", &["memtest86+"]),
+    part("MICROVM_KIT_SYSLINUX", "debian/package.sh", &["syslinux-common"]),
 ];
 
-/// Where Debian's SeaBIOS is.
-const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
+const fn tool(program: &'static str, packages: &'static [&'static str]) -> Tool {
+    Tool { program, packages }
+}
 
-/// Programs that tests compare with, and the Debian packages that have them.
-const PEERS: [(&str, &str); 17] = [
-    ("iperf3", "iperf3"),
-    ("crun", "crun"),
-    ("podman", "podman"),
-    ("umoci", "umoci"),
-    ("skopeo", "skopeo"),
-    ("buildah", "buildah"),
-    ("mmdebstrap", "mmdebstrap"),
-    ("mksquashfs", "squashfs-tools"),
-    ("getfattr", "attr"),
-    ("setcap", "libcap2-bin"),
-    ("mpicc.mpich", "libmpich-dev"),
-    ("mpirun.mpich", "mpich"),
-    ("mpicc.openmpi", "libopenmpi-dev"),
-    ("mpirun.openmpi", "openmpi-bin"),
-    ("slurmctld", "slurmctld"),
-    ("slurmd", "slurmd"),
-    ("srun", "slurm-client"),
+/// Where Debian's SeaBIOS is.
+const SEABIOS: Tool = tool("/usr/share/seabios/bios-256k.bin", &["seabios"]);
+
+/// Programs that tests compare with.
+const PEERS: [Tool; 17] = [
+    tool("iperf3", &["iperf3"]),
+    tool("crun", &["crun"]),
+    tool("podman", &["podman"]),
+    tool("umoci", &["umoci"]),
+    tool("skopeo", &["skopeo"]),
+    tool("buildah", &["buildah"]),
+    tool("mmdebstrap", &["mmdebstrap"]),
+    tool("mksquashfs", &["squashfs-tools"]),
+    tool("getfattr", &["attr"]),
+    tool("setcap", &["libcap2-bin"]),
+    tool("mpicc.mpich", &["libmpich-dev"]),
+    tool("mpirun.mpich", &["mpich"]),
+    tool("mpicc.openmpi", &["libopenmpi-dev"]),
+    tool("mpirun.openmpi", &["openmpi-bin"]),
+    tool("slurmctld", &["slurmctld"]),
+    tool("slurmd", &["slurmd"]),
+    tool("srun", &["slurm-client"]),
 ];
 
 impl Part {
@@ -143,12 +122,8 @@ pub fn install_peers() {
     if std::env::var_os(IN_RIG).is_some() {
         return;
     }
-    let missing = PEERS.iter().filter(|(program, _)| tools::find(program).is_none());
-    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
-    let _ = tools::install(&packages);
-    if !Path::new(SEABIOS).exists() {
-        let _ = tools::install(&["seabios"]);
-    }
+    let _ = tools::require(&PEERS);
+    let _ = tools::require(&[SEABIOS]);
 }
 
 /// Brings packages, and fills the cache with all but our own kernel, so that who needs
@@ -162,6 +137,3 @@ pub fn prefetch(resources: &Path) {
         let _ = part.make(resources, Path::new(""));
     }
 }
-
-/// What makes our own kernel.
-const OWN_KERNEL: &str = "kernel/build.sh";

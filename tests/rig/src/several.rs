@@ -7,7 +7,7 @@ use crate::tally::Tally;
 use anyhow::{Context, Result};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -71,7 +71,7 @@ pub fn ensure_several(rigs: usize) -> Result<Option<ExitCode>> {
     Ok(Some(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }))
 }
 
-fn start_one(program: &std::path::Path, claims: &Scratch) -> Result<Child> {
+fn start_one(program: &Path, claims: &Scratch) -> Result<Child> {
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).env(CLAIMS, claims.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
